@@ -1,0 +1,2 @@
+"""lit-thinkfast."""
+__version__ = "0.1.0"

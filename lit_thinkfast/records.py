@@ -1,0 +1,264 @@
+"""The records that pass between rooms, and how they are read from and written to JSON lines.
+
+``corpus -Example-> packing -PackedBatch-> training`` and
+``Problem -> generation -Completion-> verification -Verdict-> metrics -BudgetPoint-> analysis``.
+Every record is a frozen dataclass of plain Python values, so that a line of JSON is the whole of it: each later
+step can be run again alone, on another machine, or fed by another engine. Only this file knows the line format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Outcome = Literal["correct", "incorrect", "unparsable", "timeout", "oom", "crashed", "truncated"]
+FinishReason = Literal["stop", "length"]
+Rule = Literal["coverage", "majority", "weighted_best_of_n", "best_of_n"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training text.
+
+    Attributes:
+        id: Unique within its source.
+        prompt: What the model is given. Empty for plain text.
+        response: What the model should write; the loss is taken here.
+        source: Name of the corpus.
+        step_labels: For reward models, one truth value for each line of ``response``: is everything up to and
+            including this line right?
+    """
+
+    id: str
+    prompt: str
+    response: str
+    source: str = ""
+    step_labels: tuple[bool, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One evaluation problem.
+
+    Attributes:
+        id: Unique within an evaluation set.
+        question: The text put to the model, without any prompt template.
+        answer: The gold final answer.
+        solution: The gold worked solution, where there is one.
+        source: Name of the evaluation set.
+    """
+
+    id: str
+    question: str
+    answer: str
+    solution: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled chain of thought and what it cost.
+
+    Attributes:
+        problem_id: ``Problem.id``.
+        sample: Index of this sample among those of its problem, from 0.
+        text: Decoded completion, without prompt and special tokens.
+        num_prompt_tokens: Length of the prompt in tokens.
+        num_tokens: Tokens generated, the end token included.
+        finish_reason: ``stop`` when the model ended by itself, ``length`` when the token budget cut it.
+        seconds: This sample's share of the engine's time; over a run the shares add up to the engine's time.
+        latency_seconds: From the start of its batch to its own last token.
+        seed: Seed of the run; random numbers are a function of (seed, problem, sample, position).
+        model: Name of the model that wrote it.
+    """
+
+    problem_id: str
+    sample: int
+    text: str
+    num_prompt_tokens: int
+    num_tokens: int
+    finish_reason: FinishReason
+    seconds: float
+    latency_seconds: float
+    seed: int = 0
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one completion.
+
+    Attributes:
+        problem_id: ``Problem.id``.
+        sample: ``Completion.sample``.
+        outcome: How grading ended; only ``correct`` counts as solved.
+        answer: The extracted answer, or ``None``.
+        canonical: The form under which equal answers share a vote, or ``None`` when there is no answer.
+        grader: Name, version and settings of the grader.
+        score: Aggregated reward, larger is better, or ``None`` when no reward model was asked.
+        step_scores: Reward of each step as log-odds (natural logarithm), in order.
+        reward_model: Name of the reward model, or an empty string.
+    """
+
+    problem_id: str
+    sample: int
+    outcome: Outcome
+    answer: str | None = None
+    canonical: str | None = None
+    grader: str = ""
+    score: float | None = None
+    step_scores: tuple[float, ...] | None = None
+    reward_model: str = ""
+
+    @property
+    def correct(self) -> bool:
+        return self.outcome == "correct"
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetPoint:
+    """One point of a curve over time.
+
+    Attributes:
+        model: Name of the model.
+        rule: How the answer is selected from k samples.
+        k: Samples a problem.
+        seconds: Engine time for ``k`` samples of one problem, mean over problems.
+        value: Share of problems solved, 0 to 1, mean over problems.
+        low: Lower end of the 95 % interval over problems.
+        high: Upper end of the 95 % interval over problems.
+        num_problems: Problems behind ``value``.
+    """
+
+    model: str
+    rule: Rule
+    k: int
+    seconds: float
+    value: float
+    low: float
+    high: float
+    num_problems: int
+
+
+class PackedBatch(TypedDict):
+    """Token rows made of whole documents laid end to end.
+
+    All four are of shape ``(batch, tokens)``. ``labels`` follow Hugging Face: ``labels[t]`` is the target *at* position
+    t, predicted from position t-1, and -100 where there is none (the first token of a document always has none).
+    ``position_ids`` restart at 0 and ``seq_idx`` (int32, from 0) rises by one at every document boundary of a row.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    seq_idx: Tensor
+
+
+R = TypeVar("R")
+
+
+class RecordError(ValueError):
+    """A line that is not a record; the message says file, line and reason."""
+
+
+def to_json(record: Any) -> str:
+    """Return the record as one line of JSON, without the newline."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
+
+
+def from_json(kind: type[R], line: str, where: str = "line") -> R:
+    """Read one line of JSON as a record of type ``kind``.
+
+    Raises:
+        RecordError: Not JSON, not an object, a field unknown, missing, or of the wrong type. ``where`` starts the message.
+    """
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{where}: not a line of JSON ({error.msg} at column {error.colno})") from None
+    return from_dict(kind, values, where)
+
+
+def from_dict(kind: type[R], values: Any, where: str = "record") -> R:
+    """Make a record of type ``kind`` from a mapping, checking names and types. Errors as :func:`from_json`."""
+    if not isinstance(values, dict):
+        raise RecordError(f"{where}: expected a JSON object for {kind.__name__}, got {type(values).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise RecordError(f"{where}: {kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(fields)}")
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for name, spec in fields.items():
+        if name in values:
+            made[name] = _checked(values[name], hints[name], f"{where}: field {name!r}")
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise RecordError(f"{where}: {kind.__name__} lacks the field {name!r}")
+    return kind(**made)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """Return ``value`` as ``hint`` asks (lists become tuples, ints become floats) or raise ``RecordError``."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _checked(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        if value not in args:
+            raise RecordError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise RecordError(f"{where}: expected a list, got {type(value).__name__}")
+        return tuple(_checked(item, args[0], where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecordError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+def read_jsonl(kind: type[R], path: str | os.PathLike[str]) -> Iterator[R]:
+    """Yield the records of a JSON-lines file; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: No such file.
+        RecordError: A line is not a ``kind``; the message starts with ``path:line``.
+    """
+    with open(path, encoding="utf-8", errors="strict") as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield from_json(kind, line, f"{path}:{number}")
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path}:{number + 1}: not UTF-8 ({error.reason})") from None
+
+
+def write_jsonl(records: Iterable[Any], path: str | os.PathLike[str]) -> int:
+    """Write records to ``path``, one a line, and return how many. The file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with open(partial, "w", encoding="utf-8") as lines:
+            for record in records:
+                lines.write(to_json(record) + "\n")
+                count += 1
+            lines.flush()
+            os.fsync(lines.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
