@@ -1,2 +1,113 @@
-"""lit-thinkfast."""
+"""lit-thinkfast: distil Transformers into fast hybrid and Mamba students, and measure reasoning in a fixed time.
+
+The names of ``__all__`` are the public shelf. They are imported when first touched (PEP 562), so that
+``import lit_thinkfast`` takes a moment and pulls in neither torch nor Lightning. The Auto classes of transformers
+nevertheless know our models from that moment on: registration waits for the import of transformers, whoever does it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lit_thinkfast.data.module import MathDataModule
+    from lit_thinkfast.distill.losses import (
+        CrossEntropy,
+        DistillLoss,
+        ForwardKL,
+        HiddenStateLoss,
+        JensenShannon,
+        ReverseKL,
+    )
+    from lit_thinkfast.distill.module import DistillationModule
+    from lit_thinkfast.distill.teachers import HFTeacher, Teacher
+    from lit_thinkfast.generation.config import SamplingConfig
+    from lit_thinkfast.generation.sampler import Sampler
+    from lit_thinkfast.metrics.accuracy import (
+        BestOfNAccuracy,
+        Coverage,
+        MajorityVoteAccuracy,
+        WeightedBestOfNAccuracy,
+    )
+    from lit_thinkfast.metrics.evaluator import ReasoningEvaluator
+    from lit_thinkfast.mixers import MIXERS, Mixer
+    from lit_thinkfast.models.configuration import HybridConfig
+    from lit_thinkfast.models.convert import convert
+    from lit_thinkfast.models.modeling import HybridForCausalLM
+    from lit_thinkfast.records import BudgetPoint, Completion, Problem, Verdict
+    from lit_thinkfast.verification.grading import MathVerifier, Verifier
+    from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel
+
+__all__ = [
+    "MIXERS",
+    "BestOfNAccuracy",
+    "BudgetPoint",
+    "Completion",
+    "Coverage",
+    "CrossEntropy",
+    "DistillLoss",
+    "DistillationModule",
+    "ForwardKL",
+    "HFTeacher",
+    "HiddenStateLoss",
+    "HybridConfig",
+    "HybridForCausalLM",
+    "JensenShannon",
+    "MajorityVoteAccuracy",
+    "MathDataModule",
+    "MathVerifier",
+    "Mixer",
+    "Problem",
+    "ProcessRewardModel",
+    "ReasoningEvaluator",
+    "ReverseKL",
+    "RewardModel",
+    "Sampler",
+    "SamplingConfig",
+    "Teacher",
+    "Verdict",
+    "Verifier",
+    "WeightedBestOfNAccuracy",
+    "convert",
+]
+
+_SHELF = {
+    "data.module": ("MathDataModule",),
+    "distill.losses": ("CrossEntropy", "DistillLoss", "ForwardKL", "HiddenStateLoss", "JensenShannon", "ReverseKL"),
+    "distill.module": ("DistillationModule",),
+    "distill.teachers": ("HFTeacher", "Teacher"),
+    "generation.config": ("SamplingConfig",),
+    "generation.sampler": ("Sampler",),
+    "metrics.accuracy": ("BestOfNAccuracy", "Coverage", "MajorityVoteAccuracy", "WeightedBestOfNAccuracy"),
+    "metrics.evaluator": ("ReasoningEvaluator",),
+    "mixers": ("MIXERS", "Mixer"),
+    "models.configuration": ("HybridConfig",),
+    "models.convert": ("convert",),
+    "models.modeling": ("HybridForCausalLM",),
+    "records": ("BudgetPoint", "Completion", "Problem", "Verdict"),
+    "verification.grading": ("MathVerifier", "Verifier"),
+    "verification.reward": ("ProcessRewardModel", "RewardModel"),
+}
+_HOME = {name: module for module, names in _SHELF.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@wrapt.when_imported("transformers")
+def _register_models(_: Any) -> None:
+    importlib.import_module(f"{__name__}.models")  # registers HybridConfig and HybridForCausalLM

@@ -180,7 +180,8 @@ def from_json(kind: type[R], line: str, where: str = "line") -> R:
     """Read one line of JSON as a record of type ``kind``.
 
     Raises:
-        RecordError: Not JSON, not an object, a field unknown, missing, or of the wrong type. ``where`` starts the message.
+        RecordError: Not JSON, not an object, a field unknown, missing, or of the wrong type. The message starts with
+            ``where``.
     """
     try:
         values = json.loads(line)

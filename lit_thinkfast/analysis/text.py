@@ -1,0 +1,107 @@
+"""Text for people: foreign strings made harmless, numbers made short."""
+
+from __future__ import annotations
+
+import html
+import math
+
+RULE_NAMES = {
+    "coverage": "Coverage",
+    "majority": "Majority vote",
+    "weighted_best_of_n": "Weighted best-of-N",
+    "best_of_n": "Best-of-N",
+}
+
+
+def plain(text: str) -> str:
+    r"""Return ``text`` with every character that acts instead of showing replaced by a visible mark.
+
+    Control characters (terminal escapes among them), surrogates and the Unicode marks that reorder text can forge
+    what a reader sees. Newlines and tabs stay.
+
+    >>> plain("a\x1b[31mb\u202ec")
+    'a\\x1b[31mb\\u202ec'
+    """
+    return "".join(c if _shows(ord(c)) else _mark(ord(c)) for c in text)
+
+
+def _shows(code: int) -> bool:
+    if code < 0xA0:
+        return code in (0x09, 0x0A) or 0x20 <= code < 0x7F
+    reorders = code in (0x061C, 0xFEFF) or 0x200B <= code <= 0x200F or 0x2028 <= code <= 0x202E
+    return not (reorders or 0x2060 <= code <= 0x206F or 0xD800 <= code <= 0xDFFF or 0xFFF0 <= code <= 0xFFFB)
+
+
+def _mark(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def escape(text: object) -> str:
+    """Return ``text`` safe inside HTML text and quoted attributes."""
+    return html.escape(plain(str(text)), quote=True)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return ``text`` on one line of at most ``limit`` characters, its middle left out where needed."""
+    text = " ".join(plain(text).split())
+    if len(text) <= limit:
+        return text
+    head = (limit - 1 + 1) // 2
+    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Format a share as per cent; ``-`` for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def points(value: float, digits: int = 1) -> str:
+    """Format a difference of shares as signed percentage points, without the unit."""
+    return f"{100 * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def duration(seconds: float) -> str:
+    """Format seconds with three significant digits at most: ``4.2 ms``, ``0.31 s``, ``12.5 s``, ``3.4 min``.
+
+    >>> [duration(s) for s in (0.0042, 0.3091, 12.53, 204.0)]
+    ['4.2 ms', '0.31 s', '12.5 s', '3.4 min']
+    """
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.00995 else f"{1000 * seconds:.0f} ms"
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
+    if seconds < 119.5:
+        return f"{seconds:.3g} s"
+    if seconds < 7170:
+        return f"{seconds / 60:.3g} min"
+    return f"{seconds / 3600:.3g} h"
+
+
+def count(number: float) -> str:
+    """Format a large count: ``812``, ``81.9k``, ``1.24M``, ``3.21B``."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def memory(number: float) -> str:
+    """Format bytes in decimal units."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+def factor(ratio: float) -> str:
+    """Format a ratio: ``3.1×``."""
+    return f"{ratio:.2g}×" if ratio < 9.95 else f"{ratio:.0f}×"
+
+
+def join(parts: list[str]) -> str:
+    """Join as a list in a sentence: ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
