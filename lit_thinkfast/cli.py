@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -31,6 +33,8 @@ TOOL_VERBS = {
     "report": "evaluations of several models -> tables, figures, one HTML page",
     "quickstart": "the whole job on the embedded teacher, end to end",
 }
+# Verbs that are not the function of their name in tools; jsonargparse would find a function named convert on the shelf.
+_ELSEWHERE = {"convert": "tools:convert_teacher", "quickstart": "quickstart:run"}
 ALLOWED_IMPORTS = (
     "lit_thinkfast",
     "lightning.pytorch.callbacks",
@@ -54,6 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 2 and one line on stderr for a mistake in what was asked, 130 when interrupted.
     """
+    os.environ.setdefault("TQDM_DELAY", "2")  # progress bars of other libraries only where there is time to see them
     try:
         _dispatch(args)
     except KeyboardInterrupt:
@@ -121,7 +126,8 @@ def _run_tool(verb: str, argv: list[str]) -> None:
     class ToolParser(_OneLineErrors, ArgumentParser):
         pass
 
-    tool: Callable[..., Any] = getattr(importlib.import_module("lit_thinkfast.tools"), verb)
+    module, _, name = _ELSEWHERE.get(verb, f"tools:{verb}").partition(":")
+    tool: Callable[..., Any] = getattr(importlib.import_module(f"lit_thinkfast.{module}"), name)
     auto_cli(tool, args=argv, as_positional=False, parser_class=ToolParser, prog=f"lit-thinkfast {verb}")
 
 
@@ -129,13 +135,18 @@ def _run_trainer(argv: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    import lit_thinkfast.callbacks
     import lit_thinkfast.data.module  # noqa: F401  classes that are imported may be named without their package
+    from lit_thinkfast.callbacks import LogConfig
     from lit_thinkfast.distill.module import DistillationModule
 
     class TrainerParser(_OneLineErrors, LightningArgumentParser):
         pass
 
+    # adverts for other products, and a deprecation between Lightning and torch
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     LightningCLI(
         DistillationModule,
         LightningDataModule,
@@ -146,6 +157,7 @@ def _run_trainer(argv: list[str] | None) -> None:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
+        save_config_callback=LogConfig,
         save_config_kwargs={"overwrite": True},
         args=argv,
     )

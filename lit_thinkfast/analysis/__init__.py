@@ -5,6 +5,7 @@ made, so importing this room costs little.
 """
 
 from lit_thinkfast.analysis.budget import Difference, Measured, budget_points, compare, measure, measured_points
+from lit_thinkfast.analysis.comparison import BestAt, Comparison, compare_models
 from lit_thinkfast.analysis.pareto import Stretch, pareto_front, seconds_to_reach, winners
 from lit_thinkfast.analysis.plots import figure_curves, figure_decode, figure_front, figure_winners
 from lit_thinkfast.analysis.report import build_report
@@ -12,6 +13,8 @@ from lit_thinkfast.analysis.runs import ModelRun
 from lit_thinkfast.analysis.table import table
 
 __all__ = [
+    "BestAt",
+    "Comparison",
     "Difference",
     "Measured",
     "ModelRun",
@@ -19,6 +22,7 @@ __all__ = [
     "budget_points",
     "build_report",
     "compare",
+    "compare_models",
     "figure_curves",
     "figure_decode",
     "figure_front",

@@ -14,13 +14,11 @@ models are paired (problems that are hard for all cancel out).
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from lit_thinkfast.analysis.runs import ModelRun
 from lit_thinkfast.metrics.functional import (
@@ -29,6 +27,7 @@ from lit_thinkfast.metrics.functional import (
     majority_vote_accuracy,
     weighted_best_of_n_accuracy,
 )
+from lit_thinkfast.metrics.tables import Grid, verdict_grid
 from lit_thinkfast.records import BudgetPoint, Rule
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -76,7 +75,11 @@ def budget_points(
 
 
 def measure(
-    runs: Mapping[str, ModelRun], *, ks: Sequence[int] | None = None, rules: Sequence[Rule] | None = None
+    runs: Mapping[str, ModelRun],
+    *,
+    ks: Sequence[int] | None = None,
+    rules: Sequence[Rule] | None = None,
+    on_step: Callable[[str, Rule], None] | None = None,
 ) -> dict[str, Measured]:
     """Evaluate every rule at every k on the problems that all runs share.
 
@@ -84,6 +87,7 @@ def measure(
         runs: Name of the model -> its run.
         ks: Samples a problem. Default: :func:`default_ks` of the smallest number of samples that every model has.
         rules: Default: all; the two that need scores only if every run has them.
+        on_step: Called when one model is through one rule.
 
     Raises:
         ValueError: No run, no common problem, or a k that no problem of some model has samples for.
@@ -101,7 +105,7 @@ def measure(
     if not ks or min(ks) < 1:
         raise ValueError(f"ks {list(ks)} must be numbers of samples from 1")
     grid = tuple(sorted(set(ks)))
-    return {name: _measure_one(name, run, shared, grid, rules) for name, run in runs.items()}
+    return {name: _measure_one(name, run, shared, grid, rules, on_step) for name, run in runs.items()}
 
 
 def default_ks(most: int) -> list[int]:
@@ -163,7 +167,9 @@ def compare(
         ValueError: The two were not measured on the same problems.
     """
     if first.problem_ids != second.problem_ids:
-        raise ValueError(f"{first.model} and {second.model} were not measured on the same problems; measure them together")
+        raise ValueError(
+            f"{first.model} and {second.model} were not measured on the same problems; measure them together"
+        )
     weights = resample_weights(len(first.problem_ids), resamples=resamples, seed=seed)
     every = np.ones((1, len(first.problem_ids)))
     (k1, v1), (k2, v2) = (_within(m, rule, seconds, every) for m in (first, second))
@@ -190,8 +196,7 @@ def weighted_means(values: Array, weights: Array) -> Array:
 
 
 def interval(draws: Array, *, level: float = 0.95) -> tuple[Array, Array]:
-    """Return the ends of the central interval over ``(resamples, n)`` draws, each ``(n,)``; NaN where there are none."""
-    draws = np.where(np.isfinite(draws).any(axis=0), draws, 0.0) if draws.size else draws
+    """Return the ends of the central interval over ``(resamples, n)`` draws, each ``(n,)``; NaN draws are left out."""
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
@@ -206,7 +211,9 @@ def _within(m: Measured, rule: Rule, seconds: float, weights: Array) -> tuple[Ar
     k = seconds / weighted_means(m.seconds_for_one(rule), weights)
     values = np.maximum.accumulate(np.nan_to_num(weighted_means(m.values[rule], weights), nan=-1.0), axis=1)
     ks = np.asarray(m.ks, dtype=np.float64)
-    right = np.clip(np.searchsorted(ks, k, side="right"), 1, len(ks) - 1) if len(ks) > 1 else np.zeros(len(k), dtype=int)
+    right = (
+        np.clip(np.searchsorted(ks, k, side="right"), 1, len(ks) - 1) if len(ks) > 1 else np.zeros(len(k), dtype=int)
+    )
     left = np.maximum(right - 1, 0)
     span = np.where(right > left, ks[right] - ks[left], 1.0)
     share = np.clip((k - ks[left]) / span, 0.0, 1.0)
@@ -215,40 +222,36 @@ def _within(m: Measured, rule: Rule, seconds: float, weights: Array) -> tuple[Ar
     return k, found
 
 
-def _measure_one(name: str, run: ModelRun, problems: Sequence[str], ks: tuple[int, ...], rules: Sequence[Rule]) -> Measured:
-    if any(rule in SCORED for rule in rules) and not run.has_scores:
+def _measure_one(
+    name: str,
+    run: ModelRun,
+    problems: Sequence[str],
+    ks: tuple[int, ...],
+    rules: Sequence[Rule],
+    on_step: Callable[[str, Rule], None] | None,
+) -> Measured:
+    most = max(len(run.by_problem[p]) for p in problems)
+    if ks[-1] > most:
+        raise ValueError(
+            f"k = {ks[-1]} is larger than the {most} samples a problem that {name} has; use {most} or less"
+        )
+    grid = verdict_grid(v for p in problems for _, v in run.by_problem[p])
+    if SCORED & set(rules) and not grid.scored:
         missing = sum(v.score is None for v in run.verdicts)
-        raise ValueError(f"{name}: {missing} verdicts have no reward score, which {', '.join(SCORED & set(rules))} needs")
-    values = {rule: np.full((len(problems), len(ks)), np.nan) for rule in rules}
-    groups: dict[int, list[int]] = defaultdict(list)
-    for row, problem in enumerate(problems):
-        groups[len(run.by_problem[problem])].append(row)
-    if max(groups) < ks[-1]:
-        raise ValueError(f"k = {ks[-1]} is larger than the {max(groups)} samples a problem that {name} has; ask for less")
-    for size, rows in groups.items():
-        correct, answers, scores = _grid([run.by_problem[problems[row]] for row in rows])
-        for i, k in enumerate(ks):
-            if k <= size:
-                for rule in rules:
-                    values[rule][rows, i] = _estimate(rule, correct, answers, scores, k)
+        raise ValueError(f"{name}: {missing} verdicts have no reward score, which weighted and best-of-N need")
     seconds = np.array([np.mean([c.seconds for c, _ in run.by_problem[p]]) for p in problems])
     if not seconds.sum() > 0:
         raise ValueError(f"{name}: no completion carries engine seconds, so there is no time budget to map to")
+    values = {}
+    for rule in rules:
+        values[rule] = np.stack([_estimate(rule, grid, k) for k in ks], axis=1)
+        if on_step is not None:
+            on_step(name, rule)
     return Measured(name, tuple(problems), ks, seconds, run.scoring_seconds_per_sample, values)
 
 
-def _grid(samples: list[list[Any]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return correct (bool), answers (index of the first equal answer, -1 for none) and scores, ``(problems, samples)``."""
-    correct, answers, scores = [], [], []
-    for row in samples:
-        first: dict[str, int] = {}
-        correct.append([v.correct for _, v in row])
-        answers.append([-1 if v.canonical is None else first.setdefault(v.canonical, i) for i, (_, v) in enumerate(row)])
-        scores.append([0.0 if v.score is None else v.score for _, v in row])
-    return torch.tensor(correct), torch.tensor(answers), torch.tensor(scores, dtype=torch.float64)
-
-
-def _estimate(rule: Rule, correct: torch.Tensor, answers: torch.Tensor, scores: torch.Tensor, k: int) -> Array:
+def _estimate(rule: Rule, grid: Grid, k: int) -> Array:
+    correct, answers, scores = grid.correct, grid.answers, grid.scores
     if rule == "coverage":
         found = coverage(correct, k, reduction="none")
     elif rule == "majority":
@@ -257,4 +260,4 @@ def _estimate(rule: Rule, correct: torch.Tensor, answers: torch.Tensor, scores: 
         found = weighted_best_of_n_accuracy(correct, answers, scores, k, reduction="none")
     else:
         found = best_of_n_accuracy(correct, scores, k, reduction="none")
-    return cast(Array, found.numpy().astype(np.float64))
+    return cast(Array, found.numpy())

@@ -83,7 +83,9 @@ def pareto_front(points: Iterable[BudgetPoint], rule: Rule) -> list[BudgetPoint]
     points equal in both, the first given stays.
     """
     front: list[BudgetPoint] = []
-    for p in sorted((p for p in points if p.rule == rule), key=lambda p: (p.seconds, -p.value)):
+    for p in sorted(
+        (p for p in points if p.rule == rule and math.isfinite(p.value)), key=lambda p: (p.seconds, -p.value)
+    ):
         if not front or p.value > front[-1].value:
             front.append(p)
     return front

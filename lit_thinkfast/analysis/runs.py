@@ -40,8 +40,10 @@ class ModelRun:
     def __post_init__(self) -> None:
         if not self.completions:
             raise ValueError("a run without completions cannot be analysed; generate some first")
-        keys = {"completion": self.completions, "verdict": self.verdicts}
-        seen = {kind: Counter((r.problem_id, r.sample) for r in records) for kind, records in keys.items()}
+        seen = {
+            "completion": Counter((c.problem_id, c.sample) for c in self.completions),
+            "verdict": Counter((v.problem_id, v.sample) for v in self.verdicts),
+        }
         for kind, counter in seen.items():
             key, times = counter.most_common(1)[0] if counter else (("", 0), 0)
             if times > 1:

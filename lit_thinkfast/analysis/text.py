@@ -5,12 +5,17 @@ from __future__ import annotations
 import html
 import math
 
+_GAP = "\N{NO-BREAK SPACE}"
+
 RULE_NAMES = {
     "coverage": "Coverage",
     "majority": "Majority vote",
     "weighted_best_of_n": "Weighted best-of-N",
     "best_of_n": "Best-of-N",
 }
+
+
+RULES_IN_TEXT = {rule: name[0].lower() + name[1:] for rule, name in RULE_NAMES.items()}
 
 
 def plain(text: str) -> str:
@@ -46,13 +51,19 @@ def shorten(text: str, limit: int) -> str:
     text = " ".join(plain(text).split())
     if len(text) <= limit:
         return text
-    head = (limit - 1 + 1) // 2
+    head = limit // 2
     return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+
+
+def clip(text: str, limit: int) -> str:
+    """Return ``text`` on one line of at most ``limit`` characters, its end left out where needed."""
+    text = " ".join(plain(text).split())
+    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
 
 
 def percent(value: float, digits: int = 1) -> str:
     """Format a share as per cent; ``-`` for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.{digits}f} %"
+    return "-" if math.isnan(value) else f"{100 * value:.{digits}f}{_GAP}%"
 
 
 def points(value: float, digits: int = 1) -> str:
@@ -61,24 +72,27 @@ def points(value: float, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds with three significant digits at most: ``4.2 ms``, ``0.31 s``, ``12.5 s``, ``3.4 min``.
+    """Format seconds with two or three digits, the unit after a no-break space.
 
-    >>> [duration(s) for s in (0.0042, 0.3091, 12.53, 204.0)]
-    ['4.2 ms', '0.31 s', '12.5 s', '3.4 min']
+    >>> [duration(s).replace(_GAP, " ") for s in (0.0042, 0.3091, 1.0, 12.53, 204.0)]
+    ['4.2 ms', '0.31 s', '1 s', '12.5 s', '3.4 min']
     """
     if not math.isfinite(seconds):
         return "-"
-    if seconds == 0:
-        return "0 s"
-    if seconds < 0.0995:
-        return f"{1000 * seconds:.2g} ms" if seconds < 0.00995 else f"{1000 * seconds:.0f} ms"
-    if seconds < 0.995:
-        return f"{seconds:.2f} s"
-    if seconds < 119.5:
-        return f"{seconds:.3g} s"
-    if seconds < 7170:
-        return f"{seconds / 60:.3g} min"
-    return f"{seconds / 3600:.3g} h"
+    size, digits, unit = next(
+        form
+        for limit, form in (
+            (0.00995, (1e-3, 1, "ms")),
+            (0.0995, (1e-3, 0, "ms")),
+            (9.95, (1, 2, "s")),
+            (119.5, (1, 1, "s")),
+            (7170, (60, 1, "min")),
+            (math.inf, (3600, 1, "h")),
+        )
+        if seconds < limit
+    )
+    number = f"{seconds / size:.{digits}f}"
+    return (number.rstrip("0").rstrip(".") if "." in number and number[0] != "0" else number) + f"{_GAP}{unit}"
 
 
 def count(number: float) -> str:
@@ -93,13 +107,14 @@ def memory(number: float) -> str:
     """Format bytes in decimal units."""
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} B"
+            return f"{number / size:.3g}{_GAP}{unit}"
+    return f"{number:.0f}{_GAP}B"
 
 
 def factor(ratio: float) -> str:
-    """Format a ratio: ``3.1×``."""
-    return f"{ratio:.2g}×" if ratio < 9.95 else f"{ratio:.0f}×"
+    """Format a ratio with two or three digits and a multiplication sign: ``1.07``, ``3.1``, ``57`` times."""
+    digits = 0 if ratio >= 9.95 else 1 if ratio >= 1.995 else 2
+    return f"{ratio:.{digits}f}\N{MULTIPLICATION SIGN}" if ratio >= 0.1 else f"{ratio:.2g}\N{MULTIPLICATION SIGN}"
 
 
 def join(parts: list[str]) -> str:

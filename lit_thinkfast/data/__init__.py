@@ -1,1 +1,1 @@
-"""data"""
+"""Text in, token rows out: corpora, evaluation problems, prompts, packing, and ``MathDataModule``."""

@@ -75,6 +75,7 @@ ITEMS = [
 ]
 LARGEST = 9999
 ANSWER = "answer"
+LABELS = "ABCDEFGHIJ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ def _tell(facts: list[Fact], asked: Fact, items: str, rng: random.Random) -> str
         a, b, x = fact.person, fact.left, fact.right
         turned = rng.random() < 0.4
         if fact.operator is None:
-            sentences.append(f"Today {a} has {b} {items}.")
+            sentences.append(f"{a} has {b} {items}.")
         elif fact.operator == "*":
             sentences.append(f"{a} has {x} times as many {items} as {b}.")
         elif isinstance(x, str):
@@ -225,11 +226,11 @@ def _tell(facts: list[Fact], asked: Fact, items: str, rng: random.Random) -> str
         sentences.append(f"How many {items} do {asked.left} and {asked.right} have together?")
     else:
         sentences.append(f"How many more {items} does {asked.left} have than {asked.right}?")
-    return " ".join(sentences)
+    return "\n".join(f"{label}: {sentence}" for label, sentence in zip(LABELS, sentences, strict=False))
 
 
 _SENTENCES = (
-    ("count", re.compile(r"Today (\w+) has (\d+) \w+")),
+    ("count", re.compile(r"(\w+) has (\d+) \w+")),
     ("compare", re.compile(r"(\w+) has (\d+) (more|fewer) \w+ than (\w+)")),
     ("times", re.compile(r"(\w+) has (\d+) times as many \w+ as (\w+)")),
     ("sum", re.compile(r"(\w+) has as many \w+ as (\w+) and (\w+) together")),
@@ -242,11 +243,11 @@ def _parse(question: str) -> list[tuple[str, Fact]]:
     """Read each sentence back as the fact it states; the last one is the question itself."""
     facts: list[tuple[str, Fact]] = []
     known: set[str] = set()
-    for sentence in re.findall(r"[^.?]+[.?]", question):
-        text = sentence.strip()
-        kind, match = next(((k, m) for k, p in _SENTENCES if (m := p.fullmatch(text[:-1]))), ("", None))
+    for line in question.split("\n"):
+        text = line.partition(": ")[2][:-1]
+        kind, match = next(((k, m) for k, p in _SENTENCES if (m := p.fullmatch(text))), ("", None))
         if match is None:
-            raise ValueError(f"not a problem of the arithmetic world: cannot read {text!r}")
+            raise ValueError(f"not a problem of the arithmetic world: cannot read {line!r}")
         g = match.groups()
         if kind == "count":
             fact = Fact(g[0], int(g[1]))
@@ -260,8 +261,8 @@ def _parse(question: str) -> list[tuple[str, Fact]]:
         else:
             fact = Fact(ANSWER, g[0], "+" if kind == "ask-sum" else "-", g[1])
         if unknown := [x for x in (fact.left, fact.right) if isinstance(x, str) and x not in known]:
-            raise ValueError(f"not a problem of the arithmetic world: nothing is known of {unknown[0]} in {text!r}")
-        facts.append((text, fact))
+            raise ValueError(f"not a problem of the arithmetic world: nothing is known of {unknown[0]} in {line!r}")
+        facts.append((line, fact))
         known.add(fact.person)
     if ANSWER not in known:
         raise ValueError("not a problem of the arithmetic world: nothing is asked")
@@ -272,13 +273,15 @@ def _solve(question: str) -> tuple[list[str], int]:
     """Return the lines of the worked solution and the answer."""
     counts: dict[str, int] = {}
     lines: list[str] = []
-    for number, (sentence, fact) in enumerate(_parse(question), start=1):
+    for sentence, fact in _parse(question):
         counts[fact.person] = value = _value(fact, counts)
-        lines.append(f"Step {number}: {sentence}")
+        lines.append(sentence)
         if fact.operator is not None:
             left = counts[fact.left] if isinstance(fact.left, str) else fact.left
             right = counts[fact.right] if isinstance(fact.right, str) else fact.right
-            lines.append(f"So {fact.person} = {fact.left} {fact.operator} {fact.right} = {left}{fact.operator}{right}")
+            lines.append(f"So {fact.person} = {fact.left} {fact.operator} {fact.right}")
+            lines += [f"count {name} {counts[name]}" for name in (fact.left, fact.right) if isinstance(name, str)]
+            lines.append(f"work {left}{fact.operator}{right}")
             lines += {"+": _add, "-": _subtract, "*": _multiply}[fact.operator](left, right)
         lines.append(f"count {fact.person} {value}")
         if fact.operator == "+":

@@ -1,1 +1,62 @@
-"""distill"""
+"""Training students: losses, teachers, parameter groups and schedules; the LightningModule is in ``distill.module``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_thinkfast.distill.losses import (
+        CrossEntropy,
+        DistillLoss,
+        ForwardKL,
+        HiddenStateLoss,
+        JensenShannon,
+        ReverseKL,
+    )
+    from lit_thinkfast.distill.module import DistillationModule
+    from lit_thinkfast.distill.muon import Muon
+    from lit_thinkfast.distill.optim import Schedule, WarmupCosine, WarmupStableDecay, parameter_groups
+    from lit_thinkfast.distill.signals import Signals
+    from lit_thinkfast.distill.teachers import HFTeacher, Teacher
+
+_HOMES = {
+    "CrossEntropy": "losses",
+    "DistillLoss": "losses",
+    "DistillationModule": "module",
+    "ForwardKL": "losses",
+    "HFTeacher": "teachers",
+    "HiddenStateLoss": "losses",
+    "JensenShannon": "losses",
+    "Muon": "muon",
+    "ReverseKL": "losses",
+    "Schedule": "optim",
+    "Signals": "signals",
+    "Teacher": "teachers",
+    "WarmupCosine": "optim",
+    "WarmupStableDecay": "optim",
+    "parameter_groups": "optim",
+}
+__all__ = [
+    "CrossEntropy",
+    "DistillLoss",
+    "DistillationModule",
+    "ForwardKL",
+    "HFTeacher",
+    "HiddenStateLoss",
+    "JensenShannon",
+    "Muon",
+    "ReverseKL",
+    "Schedule",
+    "Signals",
+    "Teacher",
+    "WarmupCosine",
+    "WarmupStableDecay",
+    "parameter_groups",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -23,6 +23,7 @@ from lit_thinkfast.generation.picking import pick_tokens
 from lit_thinkfast.generation.rng import uniforms
 
 if TYPE_CHECKING:
+    from lit_thinkfast.models.cache import HybridCache
     from lit_thinkfast.models.modeling import HybridForCausalLM
 
 # Positions whose random numbers are computed together
@@ -108,7 +109,7 @@ def decode_batch(
     watch = watch or Stopwatch(device)
     watch.skip()
     owner = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(copies))
-    rows = _Rows.prefill(model, prompts, owner=owner.to(device), keys=keys, max_new_tokens=max_new_tokens)
+    rows = _Rows(model, prompts, owner=owner.to(device), keys=keys, max_new_tokens=max_new_tokens)
     ledger = _Ledger(owner, copies, max_new_tokens)
     is_end = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
     is_end[list(end_tokens)] = True
@@ -155,38 +156,36 @@ def decode_batch(
 
 
 class _Rows:
-    """The rows still decoding, in slots 0 .. n-1: who they are, where they are, and their cache."""
+    """The rows still decoding, in slots 0 .. n-1: who they are, where they are, and their cache.
 
-    def __init__(self, model: HybridForCausalLM, owner: Tensor, keys: RowKeys) -> None:
-        self.model = model
-        self.active = torch.arange(len(owner), device=owner.device)
-        self.problems, self.samples = keys.problems.to(owner.device), keys.samples.to(owner.device)
-        self.seed = keys.seed
-        self.block = torch.empty(0)
-        self.cache: HybridCache
-        self.logits: Tensor
-        self.position: Tensor
-        self.mask: Tensor | None = None
+    Made by the prefill: each prompt is encoded once, then every row is given the cache and the logits of its prompt.
+    """
 
-    @classmethod
-    def prefill(
-        cls,
+    def __init__(
+        self,
         model: HybridForCausalLM,
         prompts: Sequence[Sequence[int]],
         *,
         owner: Tensor,
         keys: RowKeys,
         max_new_tokens: int,
-    ) -> _Rows:
-        """Encode each prompt once, then give every row the cache and the logits of its prompt."""
-        rows = cls(model, owner, keys)
-        ids, mask = pad_left(prompts, device=owner.device)
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        padded = not bool(mask.all())
-        raise NotImplementedError
+    ) -> None:
+        from lit_thinkfast.models.cache import HybridCache
 
-    def step(self, token: Tensor) -> None:
-        raise NotImplementedError
+        device = owner.device
+        ids, mask = pad_left(prompts, device=device)
+        padded = not bool(mask.all())
+        cache = HybridCache(model.config, len(prompts), ids.shape[1], device=device, dtype=model.dtype)
+        logits = _last_logits(model, ids, cache, mask=mask if padded else None)
+        self.model = model
+        self.cache = cache.keep(owner, max_length=ids.shape[1] + max_new_tokens)
+        self.logits = logits[owner]
+        # without padding all rows are at the same position, which the model counts itself
+        self.position = mask.sum(-1, keepdim=True)[owner] if padded else None
+        self.active = torch.arange(len(owner), device=device)
+        self.problems, self.samples = keys.problems.to(device), keys.samples.to(device)
+        self.seed = keys.seed
+        self.block = torch.empty(0)
 
     def uniform(self, index: int, stop: int) -> Tensor:
         """Return the random number of each row at generated position ``index``."""
@@ -198,9 +197,77 @@ class _Rows:
 
     def drop(self, done: Tensor, token: Tensor) -> Tensor:
         """Let the rows marked in ``done`` leave; return ``token`` of those that stay, in their new slots."""
-        source, target = holes(done)
-        left = len(done) - int(done.sum())
-        raise NotImplementedError
+        left, source, target = fill_holes(done)
+        order = torch.arange(left, device=done.device)
+        order[target] = source
+        self.cache.move_rows(source, target, size=left)
+        self.active, self.problems, self.samples = self.active[order], self.problems[order], self.samples[order]
+        if self.position is not None:
+            self.position = self.position[order]
+        if self.block.numel():
+            self.block = self.block[order]
+        return token[order]
+
+    def step(self, token: Tensor) -> None:
+        """Take ``token`` ``(rows,)`` in and compute the logits of what follows."""
+        self.logits = _last_logits(self.model, token[:, None], self.cache, position=self.position)
+        if self.position is not None:
+            self.position = self.position + 1
+
+
+def pad_left(prompts: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return ids and mask, int64 ``(prompts, longest)``, padded on the left with 0.
+
+    >>> pad_left([[5, 6, 7], [8]])[0].tolist()
+    [[5, 6, 7], [0, 0, 8]]
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def fill_holes(done: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Plan the fewest moves that bring all unfinished rows to the front.
+
+    Args:
+        done: bool ``(rows,)``.
+
+    Returns:
+        Rows left, and two index tensors of equal length: row ``source[i]`` is to move to ``target[i]``.
+
+    >>> left, source, target = fill_holes(torch.tensor([True, False, False, True, False]))
+    >>> left, source.tolist(), target.tolist()
+    (3, [4], [0])
+    """
+    left = len(done) - int(done.sum())
+    return left, left + (~done[left:]).nonzero()[:, 0], done[:left].nonzero()[:, 0]
+
+
+def _last_logits(
+    model: HybridForCausalLM,
+    ids: Tensor,
+    cache: HybridCache,
+    *,
+    mask: Tensor | None = None,
+    position: Tensor | None = None,
+) -> Tensor:
+    """Bring the cache forward by ``ids`` ``(rows, t)`` and return ``(rows, vocabulary)`` after the last of them."""
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise ValueError("the model gave logits that are not finite; check its weights, or use a wider dtype")
 
 
 class _Ledger:

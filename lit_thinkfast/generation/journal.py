@@ -96,7 +96,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")  # noqa: SIM115 - closed by __exit__
+        self._file = open(self.path, "ab")
         try:
             _lock(self._file, self.path)
             self.meta = self._checked_meta()

@@ -13,10 +13,8 @@ from lit_thinkfast.data.arithmetic import LEVELS, check_steps, generate_problem,
 def solve_independently(question: str) -> int:
     """Read the question with other means than the library: substitute until nothing changes."""
     counts, rules = {}, []
-    for sentence in re.split(r"[.?]\s*", question.strip("?")):
-        words = sentence.split()
-        if not words:
-            continue
+    for sentence in question.splitlines():
+        words = sentence.strip(".?").split()[1:]
         if words[0] == "How":
             asked = words
         elif "together" in words:
@@ -28,7 +26,7 @@ def solve_independently(question: str) -> int:
             rules.append((a, lambda c, b=b, x=x: c[b] + x))
             rules.append((b, lambda c, a=a, x=x: c[a] - x))
         else:
-            counts[words[1]] = int(words[3])
+            counts[words[0]] = int(words[2])
     for _ in rules:
         for name, rule in rules:
             if name not in counts:

@@ -1,0 +1,151 @@
+"""All numbers behind a report, computed once: curves, fronts and who is best at round budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lit_thinkfast.analysis.budget import Difference, Measured, compare, measure, measured_points
+from lit_thinkfast.analysis.pareto import Stretch, curves, winners
+from lit_thinkfast.analysis.runs import ModelRun
+from lit_thinkfast.records import BudgetPoint, Rule
+
+
+@dataclass(frozen=True)
+class BestAt:
+    """The best model within one time budget.
+
+    Attributes:
+        seconds: The budget, engine seconds a problem.
+        rule: How the answer is selected.
+        model: The winner.
+        k: Samples a problem that the winner finishes, at most as many as it drew.
+        value: Its value there.
+        margin: Against the baseline, or against the best other model where the baseline wins; ``None`` where there is
+            no other that has finished a sample.
+        short_of_samples: Models that have used all they drew before this budget.
+    """
+
+    seconds: float
+    rule: Rule
+    model: str
+    k: int
+    value: float
+    margin: Difference | None
+    short_of_samples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several models on the same problems.
+
+    Attributes:
+        runs: Name -> run, in the order in which models are shown.
+        baseline: The model that the others are compared with, usually the teacher.
+        measured: Name -> per-problem values.
+        points: All curves with intervals.
+        fronts: Rule -> who is best where.
+        best: One entry for each rule and round budget, budgets outermost.
+        num_problems: Problems that all models share.
+    """
+
+    runs: Mapping[str, ModelRun]
+    baseline: str
+    measured: Mapping[str, Measured]
+    points: Sequence[BudgetPoint]
+    fronts: Mapping[Rule, Sequence[Stretch]]
+    best: Sequence[BestAt]
+    num_problems: int
+
+    @property
+    def rules(self) -> list[Rule]:
+        return list(self.fronts)
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        return self.measured[self.baseline].ks
+
+    def point(self, model: str, rule: Rule, k: int) -> BudgetPoint | None:
+        """Return one point, or ``None`` where it was not measured."""
+        return next((p for p in self.points if (p.model, p.rule, p.k) == (model, rule, k)), None)
+
+
+def compare_models(
+    runs: Mapping[str, ModelRun],
+    *,
+    baseline: str | None = None,
+    ks: Sequence[int] | None = None,
+    rules: Sequence[Rule] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    on_step: Callable[[str, Rule], None] | None = None,
+) -> Comparison:
+    """Measure all models and compare them at round budgets.
+
+    Args:
+        runs: Name -> run.
+        baseline: Default: the first whose layers are known to be attention only, else the first.
+        ks: Samples a problem; default half-octave steps.
+        rules: Default: all that the runs allow.
+        resamples: Bootstrap resamples of problems.
+        seed: Of the bootstrap.
+        on_step: Called when one model is through one rule, which takes most of the time.
+
+    Raises:
+        ValueError: As :func:`~lit_thinkfast.analysis.budget.measure`, or the baseline is not among the runs.
+    """
+    if baseline is not None and baseline not in runs:
+        raise ValueError(f"the baseline {baseline!r} is not among the models {', '.join(runs)}")
+    measured = measure(runs, ks=ks, rules=rules, on_step=on_step)
+    if baseline is None:
+        pure = (name for name, run in runs.items() if set(run.layer_mixers or ()) == {"attention"})
+        baseline = next(pure, next(iter(runs)))
+    points = measured_points(measured, resamples=resamples, seed=seed)
+    fronts = {rule: winners(points, rule) for rule in measured[baseline].values}
+    ends = [s for front in fronts.values() for s in (front[0].start, front[-1].end)]
+    best = [
+        _best_at(measured, points, baseline, rule, seconds, resamples, seed)
+        for seconds in round_budgets(min(ends), max(ends))
+        for rule, front in fronts.items()
+        if front[0].start <= seconds
+    ]
+    return Comparison(runs, baseline, measured, points, fronts, best, len(measured[baseline].problem_ids))
+
+
+def round_budgets(low: float, high: float, *, most: int = 10) -> list[float]:
+    """Return 1-2-5 steps inside a range, thinned evenly where there are more than ``most``.
+
+    >>> round_budgets(0.3, 6.0)
+    [0.5, 1.0, 2.0, 5.0]
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [float(f"{d}e{e}") for e in decades for d in (1, 2, 5) if low <= float(f"{d}e{e}") <= high]
+    return steps[:: math.ceil(len(steps) / most)] if steps else [high]
+
+
+def _best_at(
+    measured: Mapping[str, Measured],
+    points: Sequence[BudgetPoint],
+    baseline: str,
+    rule: Rule,
+    seconds: float,
+    resamples: int,
+    seed: int,
+) -> BestAt:
+    every = {c.model: c for c in curves(points, rule)}
+    ranked = sorted((c for c in every.values() if seconds >= c.seconds[0]), key=lambda c: -c.at(seconds))
+    top = ranked[0]
+    if len(ranked) > 1 and every[baseline].at(seconds) == top.at(seconds):
+        top = every[baseline]  # a tie is not a win over the baseline
+    others = [c.model for c in ranked if c.model != top.model]
+    rival = baseline if baseline in others else next(iter(others), None)
+    margin = None
+    if rival is not None:
+        margin = compare(
+            measured[top.model], measured[rival], rule=rule, seconds=seconds, resamples=resamples, seed=seed
+        )
+    own = measured[top.model]
+    k = min(int(seconds / own.seconds_for_one(rule).mean() * (1 + 1e-9)), own.ks[-1])
+    short = tuple(c.model for c in every.values() if c.seconds[-1] < seconds)
+    return BestAt(seconds, rule, top.model, k, top.at(seconds), margin, short)

@@ -1,0 +1,304 @@
+"""The figures, as matplotlib ``Figure`` objects: ``figure.savefig("coverage.pdf")`` works as usual.
+
+No global state is touched: no pyplot, no backend switch. Every function takes records and returns one panel; the report
+puts panels side by side. Time axes are logarithmic. Labels stand at the right end of their line.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+import numpy as np
+
+from lit_thinkfast.analysis.axes import (
+    NARROW,
+    k_axis,
+    label_ends,
+    panel,
+    plain_ticks,
+    share_axis,
+    size_ticks,
+    ticks_125,
+    time_axis,
+)
+from lit_thinkfast.analysis.pareto import Curve, Stretch, curves, pareto_front, winners
+from lit_thinkfast.analysis.style import INK, MUTED, PAPER, RC, ModelStyle, model_styles
+from lit_thinkfast.analysis.text import RULE_NAMES, count, duration, factor, memory, shorten
+from lit_thinkfast.records import BudgetPoint, Rule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lit_thinkfast.generation.benchmark import DecodePoint
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Quantity = Literal["seconds", "tokens_per_second", "memory"]
+QUANTITIES: dict[Quantity, tuple[str, str]] = {
+    "seconds": ("Time for one batch", "lower is better"),
+    "tokens_per_second": ("Throughput, tokens per second", "higher is better"),
+    "memory": ("Memory: weights and cache", "lower is better"),
+}
+
+
+def _styled(function: Callable[P, T]) -> Callable[P, T]:
+    """Run ``function`` under our matplotlib settings, then restore the caller's."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        import matplotlib
+
+        with matplotlib.rc_context(RC):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+@_styled
+def figure_curves(
+    points: Iterable[BudgetPoint],
+    rule: Rule,
+    *,
+    axis: Literal["k", "seconds"],
+    styles: Mapping[str, ModelStyle] | None = None,
+) -> Figure:
+    """Draw one rule against samples a problem or against time, with 95 % intervals over problems.
+
+    On the time axis a dotted line continues each curve at its last value: these models have used all their samples.
+
+    Raises:
+        ValueError: There are no points of this rule.
+    """
+    points = [p for p in points if p.rule == rule and math.isfinite(p.value)]
+    styles = styles or model_styles(p.model for p in points)
+    every = curves(points, rule)
+    figure, axes = panel()
+    edge = max(c.seconds[-1] for c in every)
+    ends = []
+    for c in every:
+        own = sorted((p for p in points if p.model == c.model), key=lambda p: p.k)
+        at = np.array([p.k if axis == "k" else p.seconds for p in own], dtype=float)
+        dense = _between(at)
+        style = styles[c.model]
+        low, high = (np.interp(dense, at, [getattr(p, end) for p in own]) for end in ("low", "high"))
+        axes.fill_between(dense, low, high, color=style.colour, alpha=0.13, linewidth=0)
+        axes.plot(
+            dense, np.interp(dense, at, [p.value for p in own]), color=style.colour, linestyle=style.dash, linewidth=1.7
+        )
+        axes.plot(at, [p.value for p in own], color=style.colour, marker=style.marker, markersize=3.6, linestyle="none")
+        if axis == "seconds" and at[-1] < edge:
+            axes.plot([at[-1], edge], [own[-1].value] * 2, color=style.colour, linestyle=(0, (1, 2)), linewidth=1.2)
+        ends.append((c.model, own[-1].value, style.colour))
+    share_axis(axes, points)
+    if axis == "k":
+        k_axis(axes, [p.k for p in points])
+    else:
+        time_axis(axes, min(c.seconds[0] for c in every), edge)
+    label_ends(axes, ends)
+    return figure
+
+
+@_styled
+def figure_front(
+    points: Iterable[BudgetPoint], rule: Rule, *, styles: Mapping[str, ModelStyle] | None = None
+) -> Figure:
+    """Draw the Pareto front of one rule: the upper envelope of all models, in the winner's colour on each stretch.
+
+    Markers are the measured points on it. The band on top repeats the winners; it is pale where a model has not
+    finished a sample yet or has no samples left.
+    """
+    points = list(points)
+    styles = styles or model_styles(p.model for p in points)
+    every, stretches = curves(points, rule), winners(points, rule)
+    figure, axes = panel()
+    edge = stretches[-1].end
+    for c in every:
+        dense = _between(np.array([*c.seconds, edge] if c.seconds[-1] < edge else c.seconds))
+        axes.plot(dense, [c.at(s) for s in dense], color=styles[c.model].colour, linewidth=1.0, alpha=0.5)
+    by_name = {c.model: c for c in every}
+    for before, after in itertools.pairwise(stretches):  # a model enters with a better first sample
+        axes.plot([after.start] * 2, [before.end_value, after.start_value], color=MUTED[0], linewidth=0.8, alpha=0.6)
+    for s in stretches:
+        _envelope(axes, s, by_name[s.model], styles[s.model])
+    for p in pareto_front(points, rule):
+        if p.value >= max(c.at(p.seconds) for c in every if c.seconds[0] <= p.seconds) - 1e-12:
+            style = styles[p.model]
+            axes.plot([p.seconds], [p.value], marker=style.marker, markersize=5.2, color=style.colour)
+    share_axis(axes, [p for p in points if p.rule == rule])
+    time_axis(axes, stretches[0].start, edge)
+    _ribbon(axes, stretches, styles, bottom=1.035, height=0.055, names=False, transform=axes.get_xaxis_transform())
+    label_ends(axes, [(c.model, c.values[-1], styles[c.model].colour) for c in every])
+    return figure
+
+
+@_styled
+def figure_winners(
+    points: Iterable[BudgetPoint], rules: Sequence[Rule], *, styles: Mapping[str, ModelStyle] | None = None
+) -> Figure:
+    """Draw one ribbon a rule over time: who is best at which budget, with the budgets at which the lead changes."""
+    from matplotlib.figure import Figure
+
+    points = list(points)
+    styles = styles or model_styles(p.model for p in points)
+    fronts = {rule: winners(points, rule) for rule in rules}
+    height = 0.62 * len(rules) + 0.62
+    figure = Figure(figsize=(10.4, height))
+    axes = figure.add_axes((0.155, 0.5 / height, 0.835, 1 - 0.58 / height))
+    for row, stretches in enumerate(fronts.values()):
+        _ribbon(axes, stretches, styles, bottom=row - 0.27, height=0.54, names=True, transform=axes.transData)
+        _mark_changes(axes, stretches, row + 0.27)
+    axes.set_ylim(len(rules) - 0.45, -0.5)
+    axes.set_yticks(range(len(rules)), [RULE_NAMES[rule] for rule in rules], color=INK[0], fontsize=9.5)
+    axes.spines["left"].set_visible(False)
+    axes.grid(False)
+    start, end = min(f[0].start for f in fronts.values()), max(f[-1].end for f in fronts.values())
+    time_axis(axes, start, end, pad=1.0, most=10)
+    return figure
+
+
+@_styled
+def figure_decode(
+    benchmark: Sequence[DecodePoint],
+    quantity: Quantity,
+    *,
+    styles: Mapping[str, ModelStyle] | None = None,
+    baseline: str | None = None,
+) -> Figure:
+    """Draw decode seconds, tokens a second or memory against batch size; all points should share their lengths.
+
+    Args:
+        benchmark: Points of one prompt and generation length.
+        quantity: What to draw. ``seconds`` has the range over rounds; ``memory`` is weights plus cache.
+        styles: Styles by model; default in order of appearance.
+        baseline: Model that the factors at the right are relative to (how many times faster or smaller at the largest
+            batch that both ran); default the first.
+    """
+    styles = styles or model_styles(p.model for p in benchmark)
+    models = list(dict.fromkeys(p.model for p in benchmark))
+    baseline = baseline if baseline in models else models[0]
+    figure, axes = panel(NARROW)
+    values = {m: {p.batch_size: amount(p, quantity) for p in benchmark if p.model == m} for m in models}
+    ends = []
+    for model, own in values.items():
+        style, sizes = styles[model], sorted(own)
+        axes.plot(
+            sizes,
+            [own[b] for b in sizes],
+            color=style.colour,
+            marker=style.marker,
+            markersize=4,
+            linewidth=1.7,
+            linestyle=style.dash,
+        )
+        if quantity == "seconds":
+            own_points = sorted((p for p in benchmark if p.model == model), key=lambda p: p.batch_size)
+            fastest, slowest = [p.seconds_low for p in own_points], [p.seconds_high for p in own_points]
+            axes.fill_between(sizes, fastest, slowest, color=style.colour, alpha=0.15, linewidth=0)
+        label = model
+        if model != baseline and (shared := sorted(own.keys() & values[baseline].keys())):
+            gain = own[shared[-1]] / values[baseline][shared[-1]]
+            gain = gain if quantity == "tokens_per_second" else 1 / gain
+            label = f"{shorten(model, 24)}\n{factor(gain)} {_better(quantity, gain)}"
+        ends.append((label, own[sizes[-1]], style.colour))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    size_ticks(axes, sorted({p.batch_size for p in benchmark}))
+    axes.set_xlabel("batch size")
+    numbers = [v for own in values.values() for v in own.values()]
+    show = {"seconds": duration, "tokens_per_second": count, "memory": memory}[quantity]
+    low, high = min(numbers), max(numbers)
+    axes.set_ylim(low / 1.25, high * 1.25)
+    plain_ticks(axes.yaxis, ticks_125(low / 1.2, high * 1.2, most=7), show)
+    label_ends(axes, ends)
+    return figure
+
+
+def amount(point: DecodePoint, quantity: Quantity) -> float:
+    """Return one quantity of a decode measurement, in seconds, tokens a second or bytes."""
+    if quantity == "memory":
+        return float(point.memory_bytes)
+    return point.seconds if quantity == "seconds" else point.tokens_per_second
+
+
+def _better(quantity: Quantity, gain: float) -> str:
+    if quantity == "memory":
+        return "smaller" if gain >= 1 else "of its size"
+    return "faster" if gain >= 1 else "its speed"
+
+
+def _envelope(axes: Axes, stretch: Stretch, curve: Curve, style: ModelStyle) -> None:
+    inside = [s for s in curve.seconds if stretch.start < s < stretch.end]
+    dense = _between(np.array([stretch.start, *inside, stretch.end]))
+    axes.plot(
+        dense, [curve.at(s) for s in dense], color=style.colour, linewidth=3.2, alpha=1.0 if stretch.contested else 0.75
+    )
+
+
+def _ribbon(
+    axes: Axes,
+    stretches: Sequence[Stretch],
+    styles: Mapping[str, ModelStyle],
+    *,
+    bottom: float,
+    height: float,
+    names: bool,
+    transform: Any,
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    whole = math.log(stretches[-1].end / stretches[0].start) or 1.0
+    inches = axes.bbox.width / axes.figure.dpi
+    for s in stretches:
+        style = styles[s.model]
+        axes.add_patch(
+            Rectangle(
+                (s.start, bottom),
+                s.end - s.start,
+                height,
+                facecolor=style.colour,
+                alpha=1.0 if s.contested else 0.3,
+                edgecolor=PAPER[0],
+                linewidth=1.2,
+                transform=transform,
+                clip_on=False,
+            )
+        )
+        room = inches * math.log(max(s.end / s.start, 1.0)) / whole
+        name = shorten(s.model, 40)
+        if names and room > 0.087 * len(name) + 0.08:
+            axes.text(
+                math.sqrt(s.start * s.end),
+                bottom + height / 2,
+                name,
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                fontweight="bold",
+                color=PAPER[0] if s.contested else INK[0],
+            )
+
+
+def _mark_changes(axes: Axes, stretches: Sequence[Stretch], bottom: float) -> None:
+    """Write the budget at which the lead changes hands under the ribbon, where there is room."""
+    whole = math.log(stretches[-1].end / stretches[0].start) or 1.0
+    last = 0.0
+    for before, after in itertools.pairwise(stretches):
+        free = last == 0 or math.log(after.start / last) / whole > 0.05
+        if before.model != after.model and free:
+            axes.text(
+                after.start, bottom + 0.03, duration(after.start), ha="center", va="top", fontsize=7.5, color=MUTED[0]
+            )
+            last = after.start
+
+
+def _between(at: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the positions with eight more, evenly spread in the logarithm, in each gap."""
+    if len(at) < 2:
+        return at
+    gaps = [np.geomspace(a, b, 9)[:-1] for a, b in itertools.pairwise(at)]
+    return np.concatenate([*gaps, at[-1:]])

@@ -1,0 +1,214 @@
+"""The LightningModule that trains a student: from data alone, or to imitate a frozen teacher.
+
+Leaves out how the student is made (:func:`lit_thinkfast.models.convert`) and what it is fed
+(:class:`lit_thinkfast.data.MathDataModule`). Hyper-parameters are not stored in checkpoints: the config file is the
+record, and a checkpoint then never overrides a flag.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lit_thinkfast.distill.evaluation import Evaluator
+from lit_thinkfast.distill.losses import DistillLoss, ForwardKL, top1_agreement
+from lit_thinkfast.distill.optim import Schedule, lambda_lr, parameter_groups, select_trainable
+from lit_thinkfast.distill.signals import HYBRID_MODEL_TYPE, Signals, read_signals
+from lit_thinkfast.distill.students import build_student
+from lit_thinkfast.distill.teachers import Teacher
+from lit_thinkfast.records import PackedBatch, Problem
+
+
+class DistillationModule(LightningModule):
+    """Train a student to imitate a frozen teacher, or from labels alone when no loss needs a teacher.
+
+    Pass other losses to change what is compared; override :meth:`shared_step` to change what is computed; set
+    ``trainable`` to change what is learnt. Losses are token means over the micro-batch; gradient accumulation and
+    data-parallel ranks average micro-batches with equal weight.
+
+    Logs ``train/loss`` (the weighted sum), ``train/loss_<name>`` (unweighted), ``train/grad_norm`` before clipping,
+    ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a
+    token, at temperature 1) and ``val/top1_agreement``, all token means over the held-out set on all ranks; with an
+    evaluator, what it computes, such as ``val/coverage@4``.
+
+    Args:
+        student: Hugging Face folder or hub id. A folder with a config and no weights is freshly initialised.
+        losses: What is minimised, by name.
+        teacher: Who is imitated. It is loaded by ``setup``, never trained, and no part of checkpoints.
+        weights: Weight of each loss by name; 1 where none is given.
+        trainable: Regular expression searched in the student's parameter names; the others are frozen.
+        optimizer: Called with the parameter groups. Its own ``weight_decay`` is overridden by the argument below.
+        weight_decay: Decay of matrices; norms, biases and the recurrences' ``A_log``, ``D``, ``dt_bias`` have none.
+        schedule: Learning-rate schedule over ``trainer.max_steps``; constant when absent.
+        evaluator: Samples answers to the data module's problems in validation and measures them.
+        seed: Seed of a fresh student.
+        compile: Compile the student's layers.
+        gradient_checkpointing: Keep only layer inputs and compute the rest again in the backward pass.
+
+    Raises:
+        ValueError: No losses, a weight without a loss, a loss that needs a teacher without one; later, at setup, a
+            teacher whose vocabulary differs.
+    """
+
+    student: Any
+
+    def __init__(
+        self,
+        student: str,
+        *,
+        losses: dict[str, DistillLoss],
+        teacher: Teacher | None = None,
+        weights: dict[str, float] | None = None,
+        trainable: str = ".*",
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        weight_decay: float = 0.1,
+        schedule: Schedule | None = None,
+        evaluator: Evaluator | None = None,
+        seed: int = 0,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_losses(losses, weights or {}, teacher)
+        self.student_path = student
+        self.losses = nn.ModuleDict(losses)
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in losses}
+        self.teacher = teacher
+        self.trainable = trainable
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.evaluator = evaluator
+        self.seed = seed
+        self.compile_layers = compile
+        self.gradient_checkpointing = gradient_checkpointing
+        self.needs = frozenset[str]().union(*(loss.needs for loss in losses.values()))
+        self.student = None
+        self._problem_ids: dict[str, int] = {}
+        self._sampled: list[Any] = []  # in a list, because a module as attribute would become part of checkpoints
+
+    def configure_model(self) -> None:
+        if self.student is not None:
+            return
+        student = build_student(self.student_path, seed=self.seed)
+        select_trainable(student, self.trainable)
+        if self.gradient_checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.compile_layers:
+            # In place: compiling the module itself would rename every key of the checkpoint.
+            for layer in student.base_model.layers:
+                layer.compile()
+        self.student = student
+
+    def setup(self, stage: str) -> None:
+        self.configure_model()
+        if self.teacher is None:
+            return
+        # The device of this process; the module itself is moved only after setup.
+        ours, theirs = self.student.config.vocab_size, self.teacher.vocab_size()
+        if ours != theirs:
+            raise ValueError(
+                f"the teacher {self.teacher} has a vocabulary of {theirs} and the student of {ours}; "
+                "distillation needs the same tokenizer"
+            )
+        self.teacher.load(self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        # transformers loads in eval mode and Lightning keeps whatever mode it finds.
+        self.student.train()
+
+    def shared_step(self, batch: PackedBatch) -> tuple[dict[str, Tensor], Signals, Signals | None]:
+        """Return each unweighted loss by name, and the signals they were computed from."""
+        teacher = None if self.teacher is None else self.teacher.signals(batch, self.needs)
+        student = read_signals(self.student, batch, needs=self.needs)
+        return {name: loss(student, teacher, batch) for name, loss in self.losses.items()}, student, teacher
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        values, _, _ = self.shared_step(batch)
+        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        self.log("train/loss", total.detach(), prog_bar=True)
+        if len(values) > 1:
+            self.log_dict({f"train/loss_{name}": value.detach() for name, value in values.items()})
+        return total
+
+    def validation_step(self, batch: PackedBatch | list[Problem], batch_idx: int, dataloader_idx: int = 0) -> None:
+        if isinstance(batch, list):
+            self._evaluate(batch)
+            return
+        values, student, teacher = self.shared_step(batch)
+        logged = {f"val/loss_{name}": value for name, value in values.items()}
+        if teacher is not None:
+            logged["val/kl"] = ForwardKL()(student, teacher, batch)
+            logged["val/top1_agreement"] = top1_agreement(student, teacher, batch)
+        tokens = int((batch["labels"][:, 1:] != -100).sum())
+        headline = "val/kl" if teacher is not None else next(iter(logged))
+        for name, value in logged.items():
+            self.log(
+                name, value, batch_size=tokens, sync_dist=True, add_dataloader_idx=False, prog_bar=name == headline
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        if not self._has_problems():
+            return
+        if self.evaluator is None:
+            raise ValueError("the data module gives problems but no evaluator is set; set one, or no problems")
+        problems: list[Problem] = self._data().problem_set
+        self._problem_ids = {problem.id: index for index, problem in enumerate(problems)}
+        self.evaluator.setup(len(problems))
+        self.evaluator.reset()
+        self._sampled = [self.student]
+        if self.student.config.model_type != HYBRID_MODEL_TYPE:
+            from lit_thinkfast.models import convert
+
+            self._sampled = [convert(self.student, mixer="attention")]
+
+    def _evaluate(self, problems: list[Problem]) -> None:
+        if self.trainer.sanity_checking or self.evaluator is None:
+            return
+        ids = [self._problem_ids[problem.id] for problem in problems]
+        self.evaluator.evaluate(self._sampled[0], self._data().tokenizer, problems, ids)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.evaluator is None or not self._has_problems():
+            return
+        # Every rank computes the same numbers: the evaluator gathers its grid.
+        self.log_dict({f"val/{name}": value for name, value in self.evaluator.compute().items()}, sync_dist=True)
+        self._sampled = []
+
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)  # Lightning sets it only when there is one
+
+    def _has_problems(self) -> bool:
+        return not self.trainer.sanity_checking and bool(getattr(self._data(), "problem_set", None))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        self.log("train/grad_norm", nn.utils.get_total_norm(gradients))
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(parameter_groups(self.student, self.weight_decay))
+        if self.schedule is None:
+            return optimizer
+        total_steps = int(self.trainer.max_steps)
+        if total_steps <= 0:
+            raise ValueError("a schedule needs to know the number of steps; set trainer.max_steps")
+        scheduler = lambda_lr(optimizer, self.schedule, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _check_losses(losses: dict[str, DistillLoss], weights: dict[str, float], teacher: Teacher | None) -> None:
+    if not losses:
+        raise ValueError("losses is empty; give at least one, for example {ce: CrossEntropy}")
+    if unknown := sorted(weights.keys() - losses.keys()):
+        raise ValueError(f"weights names {unknown[0]!r}, which is not among the losses {', '.join(losses)}")
+    for name, loss in losses.items():
+        if loss.needs_teacher and teacher is None:
+            raise ValueError(f"the loss {name!r} ({type(loss).__name__}) needs a teacher and none was given")

@@ -1,0 +1,117 @@
+"""Hugging Face folders in and out: the model that is trained, loaded or fresh from its config, and its export."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+
+def build_student(path: str, *, seed: int = 0) -> Any:
+    """Return the model of a folder or hub id in fp32, in training mode.
+
+    A stock model of a known family comes as a student whose layers all have attention: the same weights and names, on
+    the same code as every student. A folder with a ``config.json`` and no weights gives a freshly initialised model;
+    the caller's random state is left as it was. Weights are fp32 whatever the file's precision, because the optimiser
+    needs fp32 master weights.
+
+    Raises:
+        FileNotFoundError: Nothing is there, or no model.
+        ValueError: Not a causal language model of a known family.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lit_thinkfast.models import HybridForCausalLM, convert
+    from lit_thinkfast.models.loading import load_stock
+
+    if (Path(path) / "config.json").is_file() and not has_weights(path):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
+    else:
+        with _quiet():
+            model = load_stock(path, dtype=torch.float32)
+    if not isinstance(model, HybridForCausalLM):
+        model = convert(model, mixer="attention")
+    return model.train()
+
+
+def has_weights(path: str) -> bool:
+    """Whether the folder holds weights that ``from_pretrained`` would read."""
+    return any(next(Path(path).glob(pattern), None) is not None for pattern in WEIGHT_FILES)
+
+
+def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = None) -> Path:
+    """Write a Hugging Face folder with weights, generation config and, where there is one, the tokenizer.
+
+    A student whose layers all have attention is written as the stock class of its family. The folder appears whole or not at all; a model folder that is already there is replaced.
+
+    Args:
+        model: A transformers model.
+        path: The folder.
+        tokenizer_from: Folder or hub id whose tokenizer and chat template are copied.
+
+    Raises:
+        ValueError: ``path`` holds something that is not a model folder, which is then left alone.
+    """
+    from lit_thinkfast.models.convert import to_stock
+
+    target = Path(path).absolute()
+    check_export_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")
+    try:
+        with _quiet():
+            (to_stock(model) if only_attention(model) else model).save_pretrained(partial)
+        if tokenizer_from is not None:
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(partial)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+    finally:
+        for leftover in (partial, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return target
+
+
+def only_attention(model: Any) -> bool:
+    """Whether ``model`` is one of ours without any recurrent layer."""
+    return set(getattr(model.config, "layer_mixers", None) or [""]) == {"attention"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing its own bar into ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def check_export_target(path: str | Path) -> None:
+    """Refuse a path whose present contents an export must not replace."""
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
+        raise ValueError(f"{path} exists and is not a model folder; export to a new folder, or remove it first")
+
+
+def has_tokenizer(path: str) -> bool:
+    """Whether a local folder brings its tokenizer; a hub id is taken to."""
+    folder = Path(path)
+    return not folder.is_dir() or any((folder / name).is_file() for name in TOKENIZER_FILES)

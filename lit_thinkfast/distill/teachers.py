@@ -1,0 +1,61 @@
+"""Who is imitated."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+
+from lit_thinkfast.distill.signals import Signals, read_signals
+from lit_thinkfast.records import PackedBatch
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Gives the signals that losses compare the student's with."""
+
+    def vocab_size(self) -> int:
+        """Return the number of rows of the teacher's head; may be asked before ``load``."""
+
+    def load(self, device: torch.device) -> None:
+        """Get ready to answer on ``device``; called once by each process before the first batch."""
+
+    def signals(self, batch: PackedBatch, needs: frozenset[str]) -> Signals:
+        """Return the teacher's signals on ``batch``, without gradients."""
+
+
+class HFTeacher:
+    """A frozen causal LM of transformers: a folder or a hub id, stock or ours.
+
+    It is not a module of anything: checkpoints, strategies and optimisers never see it. Constructing it is free; the
+    weights are read when they are first asked for.
+
+    Args:
+        path: Hugging Face folder, hub id or GGUF file.
+        dtype: Precision of its weights.
+    """
+
+    def __init__(self, path: str, *, dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32") -> None:
+        self.path = path
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self._model: Any = None
+
+    def __repr__(self) -> str:
+        return self.path
+
+    def vocab_size(self) -> int:
+        return int(self._loaded().config.vocab_size)
+
+    def load(self, device: torch.device) -> None:
+        self._loaded().to(device)
+
+    @torch.no_grad()
+    def signals(self, batch: PackedBatch, needs: frozenset[str]) -> Signals:
+        return read_signals(self._loaded(), batch, needs=needs)
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            from lit_thinkfast.models.loading import load_model
+
+            self._model = load_model(self.path, dtype=self.dtype).requires_grad_(False)
+        return self._model

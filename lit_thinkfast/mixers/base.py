@@ -1,0 +1,145 @@
+"""What every mixer promises, the table of mixers, and the one place that touches a cache layer's states.
+
+A mixer replaces the self-attention of one decoder layer. It maps (b, t, d) to (b, t, d), causally, and remembers
+the past in two tensors of constant size: the last inputs of its convolution and a recurrent state.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+ATTENTION = "attention"
+"""The name in ``layer_mixers`` of a layer that keeps the teacher's attention."""
+
+MIXERS: dict[str, type[Mixer]] = {}
+"""The mixers that a configuration may name."""
+
+
+class StateShapes(NamedTuple):
+    """Shapes, without the batch axis, of what a mixer remembers.
+
+    Attributes:
+        conv: (channels, kernel - 1), inputs of the convolution, oldest first.
+        state: Recurrent state, kept in float32 at least.
+    """
+
+    conv: tuple[int, int]
+    state: tuple[int, ...]
+
+
+class States(NamedTuple):
+    """What a mixer remembers: ``conv`` (b, channels, kernel - 1) and the recurrent ``state`` (b, ...)."""
+
+    conv: Tensor
+    state: Tensor
+
+
+class Mixer(nn.Module, ABC):
+    """A causal sequence mixer in the place of attention.
+
+    A subclass is built as ``MixerClass(config, layer_idx, **options)``; its options are keyword-only parameters of
+    its constructor and are stored in the model's configuration.
+    """
+
+    full_precision: tuple[str, ...] = ()
+    """Names of own parameters that stay in float32 when the model is cast to a smaller type."""
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+    ) -> Tensor:
+        """Mix along time.
+
+        Args:
+            hidden_states: (b, t, d), normalised input of the block.
+            past_key_values: Cache whose layer for this mixer is read and brought forward by t tokens.
+            attention_mask: (b, t), zero at padding, which then leaves states and other positions untouched.
+            seq_idx: (b, t) document of each token; convolution and state restart where it changes.
+
+        Returns:
+            (b, t, d).
+        """
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Give all parameters fresh values, as for training from scratch."""
+
+    @abstractmethod
+    def init_from_attention(self, attention: nn.Module) -> None:
+        """Copy what can be copied from an attention module with ``{q,k,v,o}_proj``."""
+
+    @classmethod
+    @abstractmethod
+    def state_shapes(cls, config: Any, options: Mapping[str, Any]) -> StateShapes:
+        """Return the shapes of the states of one sequence, for preallocation."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # ``model.bfloat16()`` and the like must not round decays: take the unrounded values along.
+        kept = {name: getattr(self, name).detach() for name in self.full_precision}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, values in kept.items():
+            parameter = getattr(self, name)
+            if parameter.dtype in (torch.bfloat16, torch.float16) and not values.is_meta:
+                parameter.data = values.to(parameter.device, torch.promote_types(values.dtype, torch.float32))
+        return self
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    """Return the class of a mixer by its name.
+
+    Raises:
+        ValueError: No mixer of that name.
+    """
+    if name not in MIXERS:
+        known = ", ".join(sorted({ATTENTION, *MIXERS}))
+        raise ValueError(f"unknown mixer {name!r}; known: {known} (a package that adds one must be imported first)")
+    return MIXERS[name]
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check that a mixer knows all options.
+
+    Raises:
+        ValueError: An option is unknown.
+    """
+    parameters = inspect.signature(mixer_class(name).__init__).parameters.values()
+    known = sorted(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"mixer {name!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
+
+
+def read_states(cache: Cache | None, layer_idx: int) -> States | None:
+    """Return the states that a cache holds for a layer, or ``None`` before the first token.
+
+    Caches of transformers and ours share this layout; it is not a documented interface, hence this one reader.
+    """
+    if cache is None:
+        return None
+    layer = cache.layers[layer_idx]
+    if not layer.has_previous_state[0]:
+        return None
+    return States(layer.conv_states[0], layer.recurrent_states[0])
+
+
+def write_states(cache: Cache, layer_idx: int, states: States, *, num_tokens: int) -> None:
+    """Store states after ``num_tokens`` more tokens. Tensors that are the cache's own have been updated in place."""
+    layer = cache.layers[layer_idx]
+    if layer.conv_states[0] is not states.conv:
+        layer.update_conv_state(states.conv)
+    if layer.recurrent_states[0] is not states.state:
+        layer.update_recurrent_state(states.state)
+    layer.num_tokens = getattr(layer, "num_tokens", 0) + num_tokens

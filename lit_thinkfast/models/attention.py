@@ -1,0 +1,173 @@
+"""The teacher's attention, kept in some layers: rotary, grouped heads, for all families in ``FAMILIES``.
+
+Weights carry the names of the stock classes and the numbers agree with them. What differs is how masks are handled:
+one :class:`Visibility` a forward pass says what each query may see, and packed documents are attended to one at a
+time on a CPU, instead of masking a square that is mostly empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from lit_thinkfast.mixers.conv import document_starts
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What the queries of one forward pass may attend to.
+
+    Attributes:
+        mask: (b or 1, 1, queries, keys) bool, true where a query sees a key; ``None`` if no mask is needed.
+        causal: Queries are the last positions and see all keys up to their own. Only without ``mask``.
+        documents: Lengths of the documents in all rows laid end to end; each is causal and on its own.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = True
+    documents: list[int] | None = None
+
+
+def visibility(
+    *,
+    queries: int,
+    past: int,
+    device: torch.device,
+    valid: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    window: int | None = None,
+) -> Visibility:
+    """Work out what may be seen.
+
+    Args:
+        queries: New tokens.
+        past: Tokens in the cache.
+        device: Where the mask goes.
+        valid: (b, past + queries) bool, false at padding.
+        seq_idx: (b, queries) documents; only without a past.
+        window: Tokens that a query sees, itself included; all before it if ``None``.
+    """
+    keys = past + queries
+    window = None if window is None or window >= keys else window
+    if seq_idx is not None and window is None and device.type == "cpu":
+        documents = seq_idx if valid is None else torch.where(valid, seq_idx, -1)
+        starts = document_starts(documents)
+        starts[:, 0] = True
+        edges = starts.flatten().nonzero()[:, 0]
+        ends = torch.cat([edges[1:], edges.new_tensor([starts.numel()])])
+        return Visibility(documents=(ends - edges).tolist())
+    if valid is None and seq_idx is None and window is None and (queries == 1 or past == 0):
+        return Visibility(causal=queries > 1)
+    query_at = torch.arange(past, keys, device=device)[:, None]
+    key_at = torch.arange(keys, device=device)[None, :]
+    mask = key_at <= query_at
+    if window is not None:
+        mask = mask & (key_at > query_at - window)
+    mask = mask[None, None]
+    if seq_idx is not None:
+        mask = mask & (seq_idx[:, None, :, None] == seq_idx[:, None, None, :])
+    if valid is not None:
+        # Padding sees itself, so that no row of the softmax is empty.
+        mask = mask & (valid[:, None, None, :] | (key_at == query_at))
+    return Visibility(mask=mask, causal=False)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, visible: Visibility, *, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention.
+
+    Args:
+        query: (b, heads, queries, p).
+        key: (b, kv_heads, keys, p).
+        value: (b, kv_heads, keys, p).
+        visible: What may be seen.
+        scale: Factor on the scores.
+        dropout: Probability to drop a weight.
+
+    Returns:
+        (b, queries, heads * p).
+    """
+    batch, heads, queries, width = query.shape
+    groups = heads // key.shape[1]
+    # A cache with a sliding window returns only the last keys.
+    mask = None if visible.mask is None else visible.mask[..., -key.shape[2] :]
+    options: dict[str, Any] = {"scale": scale, "dropout_p": dropout}
+    if groups > 1 and queries == 1:
+        # One query a head: the queries of a group become the queries of one head, and keys are read once, not copied.
+        out = scaled_dot_product_attention(
+            query.reshape(batch, -1, groups, width), key, value, attn_mask=mask, is_causal=False, **options
+        )
+        return out.reshape(batch, 1, heads * width)
+    options["enable_gqa"] = groups > 1
+    if visible.documents is not None:
+        flat = [part.transpose(0, 1).flatten(1, 2).split(visible.documents, dim=1) for part in (query, key, value)]
+        pieces = [
+            scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **options)[0]
+            for q, k, v in zip(*flat, strict=True)
+        ]
+        joined: Tensor = torch.cat(pieces, dim=1)
+        return joined.permute(1, 0, 2).reshape(batch, queries, heads * width)
+    out = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=visible.causal and queries > 1, **options
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+class HybridAttention(nn.Module):
+    """Causal self-attention with the parameters of the stock class of its family.
+
+    Args:
+        config: A :class:`lit_thinkfast.models.HybridConfig`.
+        layer_idx: Place in the decoder, and in a cache.
+    """
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.dropout = config.attention_dropout
+        family = config.base_model_type
+        input_bias = family == "qwen2" or (family in ("llama", "qwen3") and config.attention_bias)
+        output_bias = family in ("llama", "qwen3") and config.attention_bias
+        inner, kv_inner = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_inner, bias=input_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_inner, bias=input_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=output_bias)
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if family == "qwen3":
+            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        visible: Visibility,
+        position_embeddings: tuple[Tensor, Tensor],
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Attend: (b, t, d) -> (b, t, d), writing keys and values to the cache if there is one."""
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        dropout = self.dropout if self.training else 0.0
+        out: Tensor = self.o_proj(attend(query, key, value, visible, scale=self.head_dim**-0.5, dropout=dropout))
+        return out

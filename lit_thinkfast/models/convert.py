@@ -1,0 +1,259 @@
+"""From a Transformer to a student: keep everything but the attention of some layers, and put mixers there.
+
+The attention initialisation follows MambaInLlama (arXiv:2408.15237, Algorithm 1): see ``mixers/mamba2.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lit_thinkfast.mixers import ATTENTION, Mixer, mixer_class
+from lit_thinkfast.mixers.base import check_options
+from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
+from lit_thinkfast.models.loading import load_stock, load_tokenizer
+from lit_thinkfast.models.modeling import HybridForCausalLM
+
+_NOT_TAKEN_OVER = (
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "auto_map",
+    "_name_or_path",
+    "quantization_config",
+)
+
+
+def convert(
+    teacher: PreTrainedModel | str | os.PathLike[str],
+    *,
+    layer_mixers: list[str] | None = None,
+    attention_layers: Sequence[int] | None = None,
+    attention_ratio: float | None = None,
+    mixer: str = "mamba2",
+    init: Literal["attention", "random"] = "attention",
+    mixer_options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> HybridForCausalLM:
+    """Make a student from a teacher.
+
+    Args:
+        teacher: A Llama-family causal language model, or its folder or hub id. It is not changed.
+        layer_mixers: One name a layer, ``"attention"`` or a mixer's. Excludes the next two.
+        attention_layers: Layers that keep attention, from 0; an empty list keeps none. Excludes ``attention_ratio``.
+        attention_ratio: Share of layers, 0 to 1, that keep attention, spread evenly, the last of each group. Without
+            any of the three no layer keeps attention, unless ``mixer`` is ``"attention"``.
+        mixer: What the other layers get.
+        init: ``"attention"`` starts mixers from the attention weights, ``"random"`` from scratch; either way all
+            other weights are the teacher's.
+        mixer_options: Options of ``mixer``.
+        seed: Of the parameters that are new.
+
+    Returns:
+        The student, in the teacher's type and on its device, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: No such folder.
+        ValueError: Unknown mixer or option, a layer out of range, contradicting arguments, or a teacher that is not a
+            causal language model of a known family.
+    """
+    if init not in ("attention", "random"):
+        raise ValueError(f"unknown initialisation {init!r}; known: attention, random")
+    if not isinstance(teacher, PreTrainedModel):
+        teacher = load_stock(teacher, dtype=None)
+    family = check_teacher(teacher)
+    names = _plan(
+        teacher.config.num_hidden_layers,
+        layer_mixers=layer_mixers,
+        attention_layers=attention_layers,
+        attention_ratio=attention_ratio,
+        mixer=mixer,
+    )
+    options = {mixer: dict(mixer_options)} if mixer_options else {}
+    for name in {*names, *options} - {ATTENTION}:
+        check_options(name, options.get(name, {}))
+    if options and mixer == ATTENTION:
+        raise ValueError(f"mixer_options {sorted(mixer_options or {})} have no mixer to go to: mixer is 'attention'")
+
+    values = {key: value for key, value in teacher.config.to_dict().items() if key not in _NOT_TAKEN_OVER}
+    config = HybridConfig(**values | {"base_model_type": family, "layer_mixers": names, "mixer_options": options})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = HybridForCausalLM(config)
+    student.to(device=teacher.device, dtype=teacher.dtype)
+    _copy_weights(teacher, student, init=init)
+    if teacher.generation_config is not None:
+        student.generation_config = type(teacher.generation_config).from_dict(teacher.generation_config.to_dict())
+    student.eval()
+    return student
+
+
+def convert_folder(
+    teacher: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    layer_mixers: list[str] | None = None,
+    attention_layers: Sequence[int] | None = None,
+    attention_ratio: float | None = None,
+    mixer: str = "mamba2",
+    init: Literal["attention", "random"] = "attention",
+    mixer_options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> HybridForCausalLM:
+    """Convert a teacher and save the student with tokenizer, chat template and generation settings.
+
+    Args:
+        teacher: Folder or hub id; the other arguments are those of :func:`convert`.
+        out: Folder to write. It appears whole or not at all; one that is there and not empty is not touched.
+        layer_mixers: As in :func:`convert`.
+        attention_layers: As in :func:`convert`.
+        attention_ratio: As in :func:`convert`.
+        mixer: As in :func:`convert`.
+        init: As in :func:`convert`.
+        mixer_options: As in :func:`convert`.
+        seed: As in :func:`convert`.
+
+    Raises:
+        FileExistsError: ``out`` is a file or a folder with something in it.
+        FileNotFoundError: As :func:`convert`.
+        ValueError: As :func:`convert`.
+    """
+    check_free(out)
+    student = convert(
+        teacher,
+        layer_mixers=layer_mixers,
+        attention_layers=attention_layers,
+        attention_ratio=attention_ratio,
+        mixer=mixer,
+        init=init,
+        mixer_options=mixer_options,
+        seed=seed,
+    )
+    save_folder(student, out, tokenizer=load_tokenizer(teacher))
+    return student
+
+
+def to_stock(model: HybridForCausalLM) -> PreTrainedModel:
+    """Return a model whose layers all have attention as the stock class of its family, with the same weights.
+
+    Any program that reads the family then reads the model. It shares no storage with ``model``.
+
+    Raises:
+        ValueError: A layer has another mixer.
+    """
+    others = sorted(set(model.config.layer_mixers or []) - {ATTENTION})
+    if others:
+        raise ValueError(f"a model with {others[0]} layers has no stock class; save it as it is")
+    values = model.config.to_dict()
+    for key in (*_NOT_TAKEN_OVER, "base_model_type", "layer_mixers", "mixer_options", "layer_types"):
+        values.pop(key, None)
+    config = AutoConfig.for_model(model.config.base_model_type, **values)
+    with torch.random.fork_rng(devices=[]):
+        stock: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    stock.to(device=model.device, dtype=model.dtype)
+    stock.load_state_dict(model.state_dict())
+    if model.generation_config is not None:
+        stock.generation_config = type(model.generation_config).from_dict(model.generation_config.to_dict())
+    return stock.eval()
+
+
+def check_free(out: str | os.PathLike[str]) -> None:
+    """Raise ``FileExistsError`` if something is at ``out`` already."""
+    path = Path(out)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not empty; remove it or choose another folder")
+
+
+def save_folder(model: PreTrainedModel, out: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
+    """Save a model, and a tokenizer beside it, so that the folder appears whole or not at all.
+
+    Raises:
+        FileExistsError: ``out`` is a file or a folder with something in it.
+    """
+    check_free(out)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        partial.chmod(0o755)
+        if out.is_dir():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_teacher(teacher: PreTrainedModel) -> str:
+    """Return the family of a teacher.
+
+    Raises:
+        ValueError: Not a causal language model of a known family.
+    """
+    config = teacher.config
+    family = config.base_model_type if isinstance(config, HybridConfig) else getattr(config, "model_type", None)
+    known = ", ".join(FAMILIES)
+    if family not in FAMILIES:
+        raise ValueError(f"cannot convert a model of family {family!r}; known families: {known}")
+    if getattr(teacher, "lm_head", None) is None or not hasattr(teacher, "model"):
+        kind = type(teacher).__name__
+        raise ValueError(f"the teacher is a {kind}, not a decoder-only causal language model; known families: {known}")
+    return str(family)
+
+
+def _plan(
+    num_layers: int,
+    *,
+    layer_mixers: list[str] | None,
+    attention_layers: Sequence[int] | None,
+    attention_ratio: float | None,
+    mixer: str,
+) -> list[str]:
+    """Return one mixer name a layer."""
+    if mixer != ATTENTION:
+        mixer_class(mixer)
+    given = [v is not None for v in (layer_mixers, attention_layers, attention_ratio)]
+    if sum(given) > 1:
+        raise ValueError("layer_mixers, attention_layers and attention_ratio exclude each other; give one of them")
+    if layer_mixers is not None:
+        if len(layer_mixers) != num_layers:
+            raise ValueError(f"layer_mixers names {len(layer_mixers)} layers, but the teacher has {num_layers}")
+        for name in set(layer_mixers) - {ATTENTION}:
+            mixer_class(name)
+        return list(layer_mixers)
+    if attention_ratio is not None:
+        if not 0 <= attention_ratio <= 1:
+            raise ValueError(f"attention_ratio {attention_ratio} is not between 0 and 1")
+        count = round(attention_ratio * num_layers)
+        attention_layers = [(i + 1) * num_layers // count - 1 for i in range(count)]
+    if wrong := [i for i in attention_layers or [] if not 0 <= i < num_layers]:
+        raise ValueError(f"attention layer {wrong[0]} does not exist; the teacher has layers 0 to {num_layers - 1}")
+    kept = set(attention_layers or [])
+    return [ATTENTION if i in kept else mixer for i in range(num_layers)]
+
+
+@torch.no_grad()
+def _copy_weights(teacher: PreTrainedModel, student: HybridForCausalLM, *, init: str) -> None:
+    """Copy all weights that both have; start mixers from the attention that they replace if ``init`` says so."""
+    source: Any = teacher
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    strangers = [name for name in unexpected if ".self_attn." not in name and ".mixer." not in name]
+    lost = [name for name in missing if ".mixer." not in name and name != "lm_head.weight"]
+    if strangers or lost:
+        raise ValueError(f"the teacher's weights do not fit its family: {(strangers + lost)[0]} has no counterpart")
+    student.tie_weights()
+    for old, new in zip(source.model.layers, student.model.layers, strict=True):
+        mixer: nn.Module | None = getattr(new, "mixer", None)
+        attention: nn.Module | None = getattr(old, "self_attn", None)
+        if isinstance(mixer, Mixer) and attention is not None and init == "attention":
+            mixer.init_from_attention(attention)

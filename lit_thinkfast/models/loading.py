@@ -1,0 +1,131 @@
+"""Reading models and tokenizers from folders, hub ids and GGUF files, with errors in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
+
+if TYPE_CHECKING:
+    from lit_thinkfast.models.modeling import HybridForCausalLM
+
+
+def load_model(
+    path_or_id: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> HybridForCausalLM:
+    """Load a student, or a stock Llama-family model as a student whose layers all have attention.
+
+    Both then run on the same code, so that their speeds and samples can be compared.
+
+    Args:
+        path_or_id: Folder, hub id, or ``.gguf`` file.
+        dtype: Type of the weights; decay parameters stay in float32.
+        device: Where to.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        FileNotFoundError: No such folder, file or model.
+        ValueError: Not a causal language model of a known family, or no such device.
+    """
+    from lit_thinkfast.models.convert import convert
+    from lit_thinkfast.models.modeling import HybridForCausalLM
+
+    device = check_device(device)
+    model = load_stock(path_or_id, dtype=dtype)
+    if not isinstance(model, HybridForCausalLM):
+        model = convert(model, mixer="attention")
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def load_stock(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Load a causal language model of a known family as the class it was saved as.
+
+    Args:
+        path_or_id: As in :func:`load_model`.
+        dtype: Type of the weights, that of the file if ``None``.
+
+    Raises:
+        FileNotFoundError: No such folder, file or model.
+        ValueError: Not a causal language model of a known family.
+    """
+    where, options = _locate(path_or_id)
+    try:
+        config = AutoConfig.from_pretrained(where, **options)
+    except (OSError, ValueError) as error:
+        raise _cannot_read(path_or_id, error) from None
+    if not isinstance(config, HybridConfig) and config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"{path_or_id}: cannot use a model of family {config.model_type!r}; known families: {known}")
+    for architecture in config.architectures or []:
+        if not architecture.endswith("ForCausalLM"):
+            raise ValueError(f"{path_or_id}: {architecture} is not a decoder-only causal language model")
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            where, dtype="auto" if dtype is None else dtype, **options
+        )
+    except OSError as error:
+        raise _cannot_read(path_or_id, error) from None
+    return model
+
+
+def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
+    """Load the tokenizer that lies beside a model.
+
+    Raises:
+        FileNotFoundError: No such folder, or no tokenizer in it.
+    """
+    where, options = _locate(path_or_id)
+    try:
+        return AutoTokenizer.from_pretrained(where, **options)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"no tokenizer in {path_or_id} ({_first_line(error)})") from None
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device if this machine has it.
+
+    Raises:
+        ValueError: Not a device, or not here.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{device!r} is not a device ({_first_line(error)})") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available on this machine; use --device cpu")
+    return found
+
+
+def _locate(path_or_id: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """Split a location into what transformers calls name and options.
+
+    Raises:
+        FileNotFoundError: It looks like a path and nothing is there.
+    """
+    text = os.fspath(path_or_id)
+    path = Path(text).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise FileNotFoundError(f"the folder {text} is empty")
+        return str(path), {}
+    if path.suffix == ".gguf" or path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
+        raise FileNotFoundError(f"no model at {text}: neither a folder nor a .gguf file")
+    return text, {}
+
+
+def _cannot_read(path_or_id: str | os.PathLike[str], error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(f"cannot read a model from {os.fspath(path_or_id)} ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,354 @@
+"""The student: a Llama-style decoder in which some or all attention is replaced by recurrent mixers.
+
+A citizen of transformers: ``from_pretrained``, ``save_pretrained``, ``generate``, gradient checkpointing. With all
+layers ``attention`` it equals its teacher, under the same parameter names, so teacher and student run on one code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.utils import can_return_tuple
+
+from lit_thinkfast.mixers import ATTENTION, Mixer, mixer_class
+from lit_thinkfast.mixers.base import check_options
+from lit_thinkfast.mixers.conv import CausalConv1d, document_starts
+from lit_thinkfast.mixers.mamba2 import GatedHeadNorm
+from lit_thinkfast.models.attention import HybridAttention, Visibility, visibility
+from lit_thinkfast.models.cache import GrowingCache, HybridCache
+from lit_thinkfast.models.configuration import HybridConfig
+
+
+@dataclass
+class HybridModelOutput(BaseModelOutputWithPast):
+    """Output of :class:`HybridModel`.
+
+    Attributes:
+        pre_norm_hidden_state: (b, t, d), the last layer's output before the final norm. The last entry of
+            ``hidden_states`` is after it, as everywhere in transformers.
+    """
+
+    pre_norm_hidden_state: Tensor | None = None
+
+
+@dataclass
+class HybridCausalLMOutput(CausalLMOutputWithPast):
+    """Output of :class:`HybridForCausalLM`; ``pre_norm_hidden_state`` as in :class:`HybridModelOutput`."""
+
+    pre_norm_hidden_state: Tensor | None = None
+
+
+class HybridDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm residual block: attention or a mixer, then a gated MLP.
+
+    Args:
+        config: The model's configuration.
+        layer_idx: Place in the decoder.
+    """
+
+    def __init__(self, config: HybridConfig, layer_idx: int) -> None:
+        super().__init__()
+        name = (config.layer_mixers or [])[layer_idx]
+        if name == ATTENTION:
+            self.self_attn = HybridAttention(config, layer_idx)
+        else:
+            check_options(name, config.options_of(name))
+            self.mixer = mixer_class(name)(config, layer_idx, **config.options_of(name))  # type: ignore[call-arg]
+        self.is_attention = name == ATTENTION
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        visible: Visibility | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Map (b, t, d) to (b, t, d)."""
+        mixed = self.input_layernorm(hidden_states)
+        if self.is_attention:
+            mixed = self.self_attn(
+                mixed, visible=visible, position_embeddings=position_embeddings, past_key_values=past_key_values
+            )
+        else:
+            mixed = self.mixer(mixed, past_key_values=past_key_values, attention_mask=attention_mask, seq_idx=seq_idx)
+        hidden_states = hidden_states + mixed
+        out: Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return out
+
+
+class HybridPreTrainedModel(PreTrainedModel):
+    """What the models share: initialisation, loading, and what they support."""
+
+    config_class = HybridConfig
+    config: HybridConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HybridDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "mixer.D"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Mixers know their own initial values; their parts are visited before them and must not be drawn twice.
+        if isinstance(module, Mixer):
+            module.reset_parameters()
+        elif not isinstance(module, (CausalConv1d, GatedHeadNorm)):
+            super()._init_weights(module)
+
+
+class HybridModel(HybridPreTrainedModel):
+    """The decoder without its head.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: A layer names an unknown mixer or gives it an unknown option.
+    """
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(HybridDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        seq_idx: Tensor | None = None,
+        **kwargs: Any,
+    ) -> HybridModelOutput:
+        """Run the decoder; arguments as in :meth:`HybridForCausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        checkpointing = self.gradient_checkpointing and self.training
+        if past_key_values is None and use_cache and not checkpointing:
+            past_key_values = GrowingCache(self.config)
+        past = 0 if past_key_values is None else _cached_tokens(past_key_values)
+        if seq_idx is not None and past:
+            raise ValueError("seq_idx is for packed training rows and cannot continue a cache; leave it out")
+        if isinstance(past_key_values, HybridCache):
+            past_key_values.check_room(hidden_states.shape[1])
+        valid = _valid_tokens(attention_mask, hidden_states.shape[1], past, past_key_values)
+
+        visible: dict[str, Visibility] = {}
+        position_embeddings = None
+        if self.config.attention_layers:
+            if position_ids is None:
+                position_ids = _positions(hidden_states, past, valid, seq_idx)
+            position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+            visible = self._visibility(hidden_states, past, valid, seq_idx)
+        padding = _padding_of_new_tokens(valid, hidden_states.shape[1])
+
+        collected = []
+        output_hidden_states = bool(output_hidden_states or self.config.output_hidden_states)
+        for layer, kind in zip(self.layers, self.config.layer_types or [], strict=True):
+            if output_hidden_states:
+                collected.append(hidden_states)
+            hidden_states = layer(
+                hidden_states,
+                visible=visible.get(kind),
+                position_embeddings=position_embeddings,
+                attention_mask=padding,
+                seq_idx=seq_idx,
+                past_key_values=past_key_values,
+            )
+        normed = self.norm(hidden_states)
+        return HybridModelOutput(
+            last_hidden_state=normed,
+            past_key_values=past_key_values,
+            hidden_states=(*collected, normed) if output_hidden_states else None,
+            pre_norm_hidden_state=hidden_states,
+        )
+
+    def _visibility(
+        self, hidden_states: Tensor, past: int, valid: Tensor | None, seq_idx: Tensor | None
+    ) -> dict[str, Visibility]:
+        """One mask for each kind of attention layer that the model has."""
+        windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
+        queries, device = hidden_states.shape[1], hidden_states.device
+        return {
+            kind: visibility(
+                queries=queries, past=past, device=device, valid=valid, seq_idx=seq_idx, window=windows[kind]
+            )
+            for kind in set(self.config.layer_types or []) - {"linear_attention"}
+        }
+
+
+class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
+    """The student with its language-model head.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: A layer names an unknown mixer or gives it an unknown option.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        self.model = HybridModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        seq_idx: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> HybridCausalLMOutput:
+        """Run the model.
+
+        Args:
+            input_ids: (b, t).
+            attention_mask: (b, past + t), zero at padding on the left or right; for a :class:`HybridCache` the mask
+                of the new tokens, (b, t), will also do, and none is needed where they are all real.
+            position_ids: (b, t); by default counted from each row's first real token, or document start.
+            past_key_values: A :class:`HybridCache` or a cache of transformers.
+            inputs_embeds: (b, t, d), instead of ``input_ids``.
+            labels: (b, t), targets *at* their own position (shifted inside), -100 for none.
+            use_cache: Return a cache, making one if none is given.
+            logits_to_keep: Only the logits of the last so many positions (0: all), or of these positions.
+            seq_idx: (b, t) document of each token in packed rows: attention, convolution and state stay within it.
+            output_hidden_states: Also return (b, t, d) before each layer and after the final norm.
+            kwargs: Passed to the loss, for example ``num_items_in_batch``.
+
+        Returns:
+            ``logits`` (b, t or fewer, v), ``past_key_values``, ``hidden_states``, ``pre_norm_hidden_state``, and
+            ``loss``, the mean cross-entropy in nats, if there are labels.
+
+        Raises:
+            ValueError: Neither or both inputs, documents with a cache, or a mask that fits neither length.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            seq_idx=seq_idx,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, int):
+            kept = hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+        else:
+            kept = hidden_states[:, logits_to_keep]
+        logits = self.lm_head(kept)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return HybridCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            pre_norm_hidden_state=outputs.pre_norm_hidden_state,
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        # The stock dynamic cache cannot tell its length when no layer has attention; ours can.
+        if (
+            model_kwargs.get("past_key_values") is None
+            and generation_config.use_cache is not False
+            and generation_config.cache_implementation in (None, "dynamic")
+        ):
+            model_kwargs["past_key_values"] = GrowingCache(self.config)
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+
+def _cached_tokens(cache: Cache) -> int:
+    """Tokens in a cache; also for a stock dynamic cache whose layers are all recurrent and cannot say."""
+    layer = cache.layers[0] if cache.layers else None
+    if layer is not None and hasattr(layer, "num_tokens"):
+        return int(layer.num_tokens)
+    if layer is not None and all(cache.is_linear):
+        return 0
+    return int(cache.get_seq_length())
+
+
+def _valid_tokens(attention_mask: Tensor | None, new_tokens: int, past: int, cache: Cache | None) -> Tensor | None:
+    """Return (b, past + t) bool, false at padding, or ``None`` if there is none; a ``HybridCache`` remembers it.
+
+    Raises:
+        ValueError: The mask is of neither length.
+    """
+    if attention_mask is not None:
+        length = attention_mask.shape[-1]
+        if attention_mask.ndim != 2 or length not in (new_tokens, past + new_tokens):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, {past + new_tokens})"
+            )
+        if isinstance(cache, HybridCache):
+            cache.remember_padding(attention_mask, start=past + new_tokens - length)
+        elif length < past + new_tokens:
+            raise ValueError(
+                f"attention_mask covers {length} tokens, but {past + new_tokens} are in play; give them all"
+            )
+    if isinstance(cache, HybridCache):
+        return None if cache.valid is None else cache.valid[:, : past + new_tokens]
+    if attention_mask is None:
+        return None
+    valid = attention_mask.bool()
+    return None if valid.all() else valid
+
+
+def _padding_of_new_tokens(valid: Tensor | None, new_tokens: int) -> Tensor | None:
+    """Return the (b, t) mask for mixers, or ``None`` if the new tokens are all real, as a generated one always is."""
+    return None if valid is None or new_tokens == 1 else valid[:, -new_tokens:]
+
+
+def _positions(hidden_states: Tensor, past: int, valid: Tensor | None, seq_idx: Tensor | None) -> Tensor:
+    """Position of each new token within its document, not counting padding before it."""
+    time, device = hidden_states.shape[1], hidden_states.device
+    if seq_idx is not None:
+        index = torch.arange(time, device=device).expand_as(seq_idx)
+        starts: Tensor = torch.where(document_starts(seq_idx), index, 0).cummax(1).values
+        return index - starts
+    if valid is not None:
+        return (valid.cumsum(1)[:, -time:] - 1).clamp_min(0)
+    return torch.arange(past, past + time, device=device)[None]

@@ -1,0 +1,429 @@
+"""The bodies of the tool verbs: typed functions that call into the rooms and say what came out.
+
+Their arguments are the command line's options and their docstrings its help, so nothing heavy is imported before a
+function runs. Whatever is wrong with an argument is a ``ValueError`` or ``FileNotFoundError`` of one line.
+"""
+
+# No postponed annotations: to resolve them, jsonargparse would import what is for type checkers only.
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_thinkfast.terminal import decode_table, progress_bar, sampling_progress
+
+if TYPE_CHECKING:
+    from lit_thinkfast.analysis import ModelRun
+    from lit_thinkfast.models import HybridForCausalLM
+    from lit_thinkfast.records import Problem
+
+Split = Literal["train", "validation", "test"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Aggregation = Literal["last", "min", "product", "mean"]
+
+
+def convert_teacher(
+    *,
+    teacher: str,
+    out: str,
+    attention_layers: list[int] | str | None = None,
+    attention_ratio: float | None = None,
+    mixer: str = "mamba2",
+    init: Literal["attention", "random"] = "attention",
+    mixer_options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> None:
+    """Make a student out of a teacher: some layers keep attention, the others get a mixer.
+
+    Args:
+        teacher: Folder or hub id of a decoder-only Transformer.
+        out: Folder of the student: model, tokenizer, chat template, generation settings.
+        attention_layers: Layers, from 0, that keep attention, like 3,7; "none" for none of them.
+        attention_ratio: Or their share, 0 to 1, spread evenly.
+        mixer: What the other layers get, by its name in MIXERS.
+        init: Start the mixers from the projections of the attention they replace, or at random.
+        mixer_options: Options of the mixer, like --mixer_options.d_state 64.
+        seed: Of the random numbers.
+    """
+    from lit_thinkfast.models import convert_folder
+
+    student = convert_folder(
+        teacher,
+        out,
+        attention_layers=_layers(attention_layers),
+        attention_ratio=attention_ratio,
+        mixer=mixer,
+        init=init,
+        mixer_options=mixer_options,
+        seed=seed,
+    )
+    size = sum(parameter.numel() for parameter in student.parameters())
+    print(f"{out}: {size:,} parameters, layers {' '.join(student.config.layer_mixers or [])}")
+
+
+def generate(
+    *,
+    model: str,
+    problems: str,
+    out: str,
+    problems_path: str | None = None,
+    split: Split = "test",
+    level: int | None = None,
+    limit: int | None = None,
+    name: str | None = None,
+    num_samples: int = 64,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    batch_size: int = 64,
+    system: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Sample completions of problems under a clock, into a journal that a later call goes on with.
+
+    Args:
+        model: Folder or hub id of a student or of a Transformer.
+        problems: gsm8k, math500, arithmetic, or a JSON-lines file of problems.
+        out: JSON-lines file of completions; settings, machine and totals are written beside it.
+        problems_path: Local file of gsm8k or math500 in their published format.
+        split: Of the named evaluation set.
+        level: Difficulty, of arithmetic and math500.
+        limit: At most this many problems.
+        name: Of the model in tables and figures; its folder's name if not given.
+        num_samples: Completions a problem.
+        temperature: 0 takes the likeliest token.
+        top_p: Share of probability that is kept when sampling.
+        max_new_tokens: Budget of a completion.
+        batch_size: Rows decoded together.
+        system: System prompt, or the name of one: boxed, search-and-learn.
+        seed: Of the run; a sample depends on seed, problem and its index only.
+        device: auto, cpu, cuda or cuda:1.
+        dtype: Of the weights.
+    """
+    from lit_thinkfast.generation import Sampler, SamplingConfig, generate_to_file
+    from lit_thinkfast.models import load_tokenizer
+
+    sampling = SamplingConfig(
+        num_samples=num_samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        system=system,
+        seed=seed,
+    )
+    chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit)
+    student = _load(model, device=device, dtype=dtype)
+    sampler = Sampler(student, load_tokenizer(model), sampling, name=name or Path(model).name)
+    with progress_bar(f"sampling {sampler.name}") as update:
+        meta = generate_to_file(sampler, chosen, out, on_batch=lambda progress: update(*sampling_progress(progress)))
+    print(
+        f"{out}: {meta['total_samples']} completions, {meta['total_tokens']:,} tokens in {meta['total_seconds']:.1f} s"
+    )
+
+
+def verify(
+    *,
+    problems: str,
+    completions: str,
+    out: str,
+    problems_path: str | None = None,
+    split: Split = "test",
+    level: int | None = None,
+    limit: int | None = None,
+    reward_model: str | None = None,
+    aggregation: Aggregation = "last",
+    batch_size: int = 32,
+    device: str = "auto",
+) -> None:
+    """Grade completions against the gold answers, and score them if a reward model is given.
+
+    Args:
+        problems: gsm8k, math500, arithmetic, or a JSON-lines file of problems.
+        completions: JSON-lines file written by generate, or by another engine in the same form.
+        out: JSON-lines file of verdicts.
+        problems_path: Local file of gsm8k or math500 in their published format.
+        split: Of the named evaluation set.
+        level: Difficulty, of arithmetic and math500.
+        limit: At most this many problems.
+        reward_model: Folder of a process reward model.
+        aggregation: From the scores of the steps to that of the completion.
+        batch_size: Completions scored together.
+        device: Of the reward model: auto, cpu, cuda or cuda:1.
+    """
+    from lit_thinkfast.generation.journal import meta_path, write_json
+    from lit_thinkfast.verification import ProcessRewardModel, grade_files
+
+    _must_exist(completions)
+    chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit)
+    scorer = None
+    if reward_model is not None:
+        scorer = ProcessRewardModel(
+            reward_model, aggregation=aggregation, batch_size=batch_size, device=_device(device)
+        )
+        scorer.load()
+    with progress_bar("grading") as update:
+        summary = grade_files(chosen, completions, out, reward_model=scorer, progress=update)
+    write_json(dataclasses.asdict(summary), meta_path(out))
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
+    print(f"{out}: {summary.verdicts} verdicts, {counts}")
+
+
+def evaluate(
+    *,
+    problems: str | None = None,
+    out: str,
+    model: str | None = None,
+    completions: str | None = None,
+    verdicts: str | None = None,
+    ks: list[int] | None = None,
+    problems_path: str | None = None,
+    split: Split = "test",
+    level: int | None = None,
+    limit: int | None = None,
+    reward_model: str | None = None,
+    aggregation: Aggregation = "last",
+    name: str | None = None,
+    num_samples: int = 64,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    batch_size: int = 64,
+    system: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Generate, verify and measure in one; or measure completions, and verdicts, that are there already.
+
+    Args:
+        problems: gsm8k, math500, arithmetic, or a JSON-lines file of problems; not needed with verdicts.
+        out: Folder for completions.jsonl, verdicts.jsonl and metrics.json.
+        model: Folder or hub id of the model to sample from; or give completions.
+        completions: JSON-lines file of completions to take instead of sampling.
+        verdicts: JSON-lines file of their verdicts to take instead of grading.
+        ks: Samples a problem to measure at; by default steps up to the number of samples.
+        problems_path: Local file of gsm8k or math500 in their published format.
+        split: Of the named evaluation set.
+        level: Difficulty, of arithmetic and math500.
+        limit: At most this many problems.
+        reward_model: Folder of a process reward model.
+        aggregation: From the scores of the steps to that of the completion.
+        name: Of the model in tables and figures; its folder's name if not given.
+        num_samples: Completions a problem.
+        temperature: 0 takes the likeliest token.
+        top_p: Share of probability that is kept when sampling.
+        max_new_tokens: Budget of a completion.
+        batch_size: Rows decoded together.
+        system: System prompt, or the name of one: boxed, search-and-learn.
+        seed: Of the run; a sample depends on seed, problem and its index only.
+        device: auto, cpu, cuda or cuda:1.
+        dtype: Of the weights.
+    """
+    if (model is None) == (completions is None):
+        raise ValueError("evaluate needs a model to sample from, or completions to measure; give one of them")
+    if verdicts is None and problems is None:
+        raise ValueError("evaluate needs problems to grade against; give --problems, or --verdicts made before")
+    if verdicts is not None and completions is None:
+        raise ValueError("verdicts belong to completions; give both files")
+    if model is not None and ks and max(ks) > num_samples:
+        raise ValueError(f"k {max(ks)} is larger than num_samples {num_samples}; use --num_samples {max(ks)} or more")
+    from lit_thinkfast.records import write_jsonl
+
+    folder = Path(out)
+    where: dict[str, Any] = {"path": problems_path, "split": split, "level": level, "limit": limit}
+    if problems is not None:
+        write_jsonl(_problems(problems, **where), folder / "problems.jsonl")
+    if model is not None:
+        completions = str(folder / "completions.jsonl")
+        generate(
+            model=model,
+            problems=str(folder / "problems.jsonl"),
+            out=completions,
+            name=name,
+            num_samples=num_samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            system=system,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+    assert completions is not None
+    if verdicts is None:
+        verdicts = str(folder / "verdicts.jsonl")
+        verify(
+            problems=str(folder / "problems.jsonl"),
+            completions=completions,
+            out=verdicts,
+            reward_model=reward_model,
+            aggregation=aggregation,
+            device=device,
+        )
+    _measure(completions, verdicts, folder / "metrics.json", ks=ks)
+
+
+def benchmark(
+    *,
+    models: dict[str, str],
+    out: str,
+    prompt_tokens: int = 512,
+    generate_tokens: int = 256,
+    batch_sizes: list[int] | str = "1,8,32",
+    rounds: int = 3,
+    temperature: float = 0.8,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Measure decode speed and memory of models against batch size, in turns, medians of rounds.
+
+    Args:
+        models: Name and folder of each model: --models.teacher DIR --models.student DIR.
+        out: JSON file with the points, the machine and its calibration.
+        prompt_tokens: Length of the prompts.
+        generate_tokens: Tokens generated for each sequence.
+        batch_sizes: Sequences decoded together, like 1,8,32.
+        rounds: Repetitions.
+        temperature: Of the sampling, which is part of the time.
+        seed: Of prompts and sampling.
+        device: auto, cpu, cuda or cuda:1.
+        dtype: Of the weights.
+    """
+    import rich
+
+    from lit_thinkfast.generation.benchmark import benchmark_to_file
+
+    sizes = _numbers(batch_sizes, option="batch_sizes")
+    loaded = {name: _load(path, device=device, dtype=dtype) for name, path in models.items()}
+    with progress_bar("decoding") as update:
+        points = benchmark_to_file(
+            loaded,
+            out,
+            prompt_tokens=prompt_tokens,
+            generate_tokens=generate_tokens,
+            batch_sizes=sizes,
+            rounds=rounds,
+            temperature=temperature,
+            seed=seed,
+            on_run=lambda done, total, name: update(done, total, name),
+        )
+    rich.print(decode_table(points))
+    print(f"written to {out}")
+
+
+def report(
+    *,
+    runs: dict[str, str],
+    out: str,
+    benchmark: str | None = None,
+    title: str = "Reasoning in a fixed time",
+    notes: str = "",
+) -> None:
+    """Compare evaluations of several models: a table here, figures and samples in one HTML page.
+
+    Args:
+        runs: Name and folder of each evaluation, the baseline first: --runs.teacher DIR --runs.student DIR.
+        out: HTML file.
+        benchmark: JSON file written by the verb benchmark.
+        title: Small line over the headline of the page, which is computed from the numbers.
+        notes: A paragraph for the reader of the page.
+    """
+    import rich
+
+    from lit_thinkfast.analysis import build_report, table
+    from lit_thinkfast.generation.benchmark import read_points
+    from lit_thinkfast.records import Problem, read_jsonl
+
+    points = read_points(benchmark) if benchmark is not None else None
+    loaded = {name: _run(Path(folder)) for name, folder in runs.items()}
+    asked = {p.id: p for d in runs.values() for p in read_jsonl(Problem, Path(d) / "problems.jsonl")}
+    build_report(loaded, out, benchmark=points, problems=list(asked.values()), notes=notes, title=title)
+    rich.print(table(loaded))
+    print(f"written to {out}")
+
+
+def _measure(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | None) -> None:
+    """Write the value of every rule at every k, with intervals and seconds, and show them."""
+    import rich
+
+    from lit_thinkfast.analysis import budget_points, table
+    from lit_thinkfast.generation.journal import write_json
+
+    run = _read_run(completions, verdicts)
+    most = max(len(samples) for samples in run.by_problem.values())
+    if ks and max(ks) > most:
+        raise ValueError(
+            f"k {max(ks)} is larger than the {most} samples a problem of {completions}; use {most} or less"
+        )
+    runs = {run.completions[0].model or Path(completions).parent.name: run}
+    write_json([dataclasses.asdict(point) for point in budget_points(runs, ks=ks)], out)
+    rich.print(table(runs))
+    print(f"written to {out}")
+
+
+def _run(folder: Path) -> "ModelRun":
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no evaluation folder {folder}; make one with lit-thinkfast evaluate --out {folder}")
+    return _read_run(folder / "completions.jsonl", folder / "verdicts.jsonl")
+
+
+def _read_run(completions: str | Path, verdicts: str | Path) -> "ModelRun":
+    """Read a run, with the seconds that scoring took where verify has written them."""
+    from lit_thinkfast.analysis import ModelRun
+    from lit_thinkfast.generation.journal import read_meta
+
+    run = ModelRun.from_files(completions, verdicts)
+    return dataclasses.replace(run, scoring_seconds=(read_meta(verdicts) or {}).get("scoring_seconds"))
+
+
+def _problems(source: str, **options: Any) -> "list[Problem]":
+    from lit_thinkfast.data.problems import load_problems
+
+    return load_problems(source, **{name: value for name, value in options.items() if value is not None})
+
+
+def _load(path: str, *, device: str, dtype: Dtype) -> "HybridForCausalLM":
+    import torch
+
+    from lit_thinkfast.models import load_model
+
+    return load_model(path, dtype=getattr(torch, dtype), device=_device(device))
+
+
+def _device(name: str) -> str:
+    """Return the device to use; ``auto`` is the first CUDA device, or the CPU where there is none."""
+    import torch
+
+    from lit_thinkfast.models.loading import check_device
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(check_device(name))
+
+
+def _layers(given: list[int] | str | None) -> list[int] | None:
+    if given == "none":
+        return []
+    return given if given is None else _numbers(given, option="attention_layers")
+
+
+def _numbers(given: Sequence[int] | str, *, option: str) -> list[int]:
+    """Read ``3,7`` as ``[3, 7]``; lists of a configuration file pass.
+
+    >>> _numbers("3, 7", option="layers")
+    [3, 7]
+    """
+    try:
+        return [int(part) for part in given.split(",")] if isinstance(given, str) else list(given)
+    except ValueError:
+        raise ValueError(f"{option} {given!r} is not a list of whole numbers; write it like 3,7") from None
+
+
+def _must_exist(path: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")

@@ -1,0 +1,205 @@
+import itertools
+import json
+import pickle
+
+import pytest
+
+from lit_thinkfast.data.arithmetic import generate_problem
+from lit_thinkfast.data.corpora import (
+    ArithmeticCorpus,
+    Corpus,
+    Gsm8kCorpus,
+    HubCorpus,
+    IndexedCorpus,
+    JsonlCorpus,
+    ParquetCorpus,
+)
+from lit_thinkfast.records import Example, RecordError, write_jsonl
+
+ROWS = [{"prompt": f"p{i}", "response": f"r{i}", "n": i} for i in range(11)]
+
+
+def responses(corpus, split, start=0):
+    return [e.response for e in corpus.examples(split, start=start)]
+
+
+def write_parquet(path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+@pytest.fixture(params=["jsonl", "parquet", "hub", "hub-download"])
+def corpus(request, tmp_path, write_rows, monkeypatch):
+    """Eleven rows, every fourth held out, in each form."""
+    if request.param == "jsonl":
+        return JsonlCorpus(write_rows(ROWS), validation_every=4)
+    if request.param == "parquet":
+        return ParquetCorpus(write_parquet(tmp_path / "rows.parquet", ROWS), validation_every=4)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    write_rows(ROWS, "set/train.jsonl")
+    return HubCorpus(str(tmp_path / "set"), validation_every=4, streaming=request.param == "hub")
+
+
+def test_rows_become_examples_and_some_are_held_out(corpus):
+    assert isinstance(corpus, Corpus)
+    assert responses(corpus, "validation") == ["r0", "r4", "r8"]
+    assert responses(corpus, "train") == ["r1", "r2", "r3", "r5", "r6", "r7", "r9", "r10"]
+    first = next(iter(corpus.examples("train")))
+    assert first.prompt == "p1"
+    assert len({e.id for split in ("train", "validation") for e in corpus.examples(split)}) == 11
+
+
+def test_a_later_start_is_the_tail(corpus):
+    for split in ("train", "validation"):
+        whole = responses(corpus, split)
+        for start in range(len(whole) + 2):
+            assert responses(corpus, split, start) == whole[start:]
+
+
+def test_size_and_random_access_agree_with_the_pass(write_rows):
+    for count, every in itertools.product(range(1, 12), (2, 3, 5)):
+        made = JsonlCorpus(write_rows(ROWS[:count]), validation_every=every)
+        both = []
+        for split in ("train", "validation"):
+            both += [made.example(split, i).response for i in range(made.size(split))]
+            assert made.size(split) == len(responses(made, split))
+        assert sorted(both) == sorted(r["response"] for r in ROWS[:count])
+
+
+def test_a_second_file_to_validate_on(write_rows):
+    made = JsonlCorpus(write_rows(ROWS), validation_path=write_rows(ROWS[:2], "held.jsonl"))
+    assert len(responses(made, "train")) == 11
+    assert responses(made, "validation") == ["r0", "r1"]
+
+
+def test_splits_of_a_dataset(tmp_path, write_rows, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    write_rows(ROWS, "set/train.jsonl")
+    write_rows(ROWS[5:7], "set/test.jsonl")
+    made = HubCorpus(str(tmp_path / "set"), validation_split="test")
+    assert len(responses(made, "train")) == 11
+    assert responses(made, "validation") == ["r5", "r6"]
+
+
+def test_columns_step_labels_and_ids(write_rows):
+    path = write_rows([{"q": "Q", "a": "x\ny", "ok": [1, False], "key": 7}])
+    made = JsonlCorpus(
+        path, prompt_column="q", response_column="a", step_labels_column="ok", id_column="key", validation_every=2
+    )
+    assert made.example("validation", 0) == Example("7", "Q", "x\ny", path, (True, False))
+    assert JsonlCorpus(path, prompt_column=None, response_column="a").example("validation", 0).prompt == ""
+
+
+def test_reads_written_examples(tmp_path):
+    examples = [Example(str(i), "Q", f"{i}\nb", "here", (True, False)) for i in range(3)]
+    write_jsonl(examples, tmp_path / "e.jsonl")
+    made = JsonlCorpus(str(tmp_path / "e.jsonl"), step_labels_column="step_labels", validation_every=3)
+    found = [*made.examples("validation"), *made.examples("train")]
+    assert [(e.prompt, e.response, e.step_labels) for e in found] == [
+        ("Q", e.response, (True, False)) for e in examples
+    ]
+
+
+def test_blank_lines_carriage_returns_and_a_byte_order_mark_do_no_harm(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "p", "response": "a"}\r\n\r\n  \n{"prompt": "p", "response": "b"}')
+    made = JsonlCorpus(str(path), validation_every=2)
+    assert [made.example("validation", 0).response, made.example("train", 0).response] == ["a", "b"]
+    assert made.example("train", 0).id == f"{path}:4"
+
+
+BAD_LINES = {
+    b'{"prompt": "p"': r":2: not a line of JSON \(Expecting ',' delimiter at column 15\)",
+    b"[1]": ":2: expected a JSON object, got list",
+    b'{"prompt": "p", "answer": "r"}': ":2: no column 'response'; there are 'prompt', 'answer'",
+    b'{"prompt": "p", "response": 3}': ":2: column 'response' holds int, expected text",
+    b'{"prompt": null, "response": "r"}': ":2: column 'prompt' holds NoneType, expected text",
+    b'{"prompt": "p", "response": ""}': ":2: column 'response' is empty",
+    b'{"prompt": "\xff", "response": "r"}': r":2: not UTF-8 \(invalid start byte\)",
+    b'{"prompt": "\\ud800", "response": "r"}': r":2: column 'prompt' is not valid text \(surrogates not allowed\)",
+    b'{"prompt": ' + b"[" * 100_000: ":2: not a readable line of JSON",
+    b'{"prompt": ' + b"9" * 5000 + b"}": ":2: not a readable line of JSON",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=range(len(BAD_LINES)))
+def test_a_bad_line_is_named(line, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(json.dumps(ROWS[0]).encode() + b"\n" + line + b"\n")
+    with pytest.raises(RecordError, match=BAD_LINES[line]) as caught:
+        JsonlCorpus(str(path), validation_every=2).example("train", 0)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_step_labels(write_rows):
+    for labels in (["yes"], "yes", [0.5], None):
+        path = write_rows([{"prompt": "p", "response": "r", "ok": labels}])
+        with pytest.raises(RecordError, match=r"rows.jsonl:1: column 'ok' is not a list of truth values"):
+            JsonlCorpus(path, step_labels_column="ok").example("validation", 0)
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data file .*none.jsonl does not exist"):
+        responses(JsonlCorpus(str(tmp_path / "none.jsonl")), "train")
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        responses(JsonlCorpus(str(tmp_path)), "train")
+    damaged = tmp_path / "rows.parquet"
+    write_parquet(damaged, ROWS)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"rows.parquet: not a readable Parquet file") as caught:
+        responses(ParquetCorpus(str(damaged)), "train")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="a Parquet file, not JSON lines; use ParquetCorpus"):
+        responses(JsonlCorpus(str(damaged)), "train")
+    with pytest.raises(ValueError, match="validation_every 1 leaves nothing to train on"):
+        JsonlCorpus("x", validation_every=1)
+
+
+def test_parquet_and_hub_name_row_and_column(tmp_path, write_rows):
+    path = write_parquet(tmp_path / "rows.parquet", ROWS)
+    with pytest.raises(RecordError, match=r"rows.parquet:1: no column 'answer'; there are 'prompt', 'response', 'n'"):
+        ParquetCorpus(path, response_column="answer").example("train", 0)
+    (tmp_path / "set").mkdir()
+    write_rows(ROWS, "set/train.jsonl")
+    made = HubCorpus(str(tmp_path / "set"), response_column="answer")
+    with pytest.raises(RecordError, match=r"set\[train\]:1: no column 'answer'; there are 'prompt', 'response', 'n'"):
+        next(iter(made.examples("train")))
+    with pytest.raises(
+        ValueError, match=r"cannot load the dataset .*split 'dev'.*check the name and the network"
+    ) as caught:
+        next(iter(HubCorpus(str(tmp_path / "set"), split="dev").examples("train")))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"cannot load the dataset 'nobody/nothing'"):
+        next(iter(HubCorpus("nobody/nothing").examples("train")))
+
+
+def test_gsm8k_solutions_end_in_a_box(write_rows):
+    rows = [{"question": f"q{i}", "answer": f"2+{i}=<<2+{i}={2 + i}>>{2 + i}.\n#### 1,00{i}"} for i in range(3)]
+    made = Gsm8kCorpus(write_rows(rows), validation_every=3)
+    assert responses(made, "train")[0] == "2+1=3.\nThe answer is \\boxed{1001}."
+    assert isinstance(made, IndexedCorpus)
+    with pytest.raises(RecordError, match=r"rows.jsonl:1: no final answer after '####'"):
+        responses(Gsm8kCorpus(write_rows([{"question": "q", "answer": "3"}])), "validation")
+
+
+def test_arithmetic_levels_take_turns():
+    made = ArithmeticCorpus([1, 2], seed=5)
+    found = list(itertools.islice(made.examples("train", start=3), 3))
+    expected = [generate_problem(i, split="train", level=level, seed=5) for i, level in ((1, 2), (2, 1), (2, 2))]
+    assert [(e.prompt, e.response) for e in found] == [(p.question, p.solution) for p in expected]
+    with pytest.raises(ValueError, match="level 9 is not one of 1, 2, 3, 4"):
+        ArithmeticCorpus(9)
+    with pytest.raises(ValueError, match="empty list"):
+        ArithmeticCorpus([])
+
+
+def test_an_opened_corpus_can_be_sent_to_a_worker(write_rows):
+    made = JsonlCorpus(write_rows(ROWS))
+    first = made.example("train", 0)
+    assert pickle.loads(pickle.dumps(made)).example("train", 0) == first

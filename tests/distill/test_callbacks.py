@@ -1,0 +1,91 @@
+"""Exported folders and the progress bar."""
+
+import io
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_thinkfast.callbacks import ExportStudent, TokensProgress
+from lit_thinkfast.data.arithmetic import TOKENIZER
+from lit_thinkfast.distill import CrossEntropy, DistillationModule
+from lit_thinkfast.distill.students import export_folder
+
+from .conftest import llama_folder, loader
+from .test_module import adamw, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+
+
+def module(folder):
+    return DistillationModule(folder, losses={"ce": CrossEntropy()}, optimizer=adamw(1e-2))
+
+
+def test_the_export_loads_with_the_auto_class_and_has_the_tokenizer(tmp_path, student_folder):
+    out, trained = tmp_path / "deep" / "out", module(student_folder)
+    trainer(tmp_path, steps=2, callbacks=[ExportStudent(str(out), tokenizer_from=str(TOKENIZER))]).fit(
+        trained, loader(8, 2)
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert type(loaded) is type(trained.student)
+    for name, value in trained.student.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(TOKENIZER).chat_template
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_every_checkpoint_exports_and_the_tokenizer_of_the_student_goes_along(tmp_path):
+    folder = llama_folder(tmp_path / "student", weights=False)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+    out = tmp_path / "out"
+    seen = []
+
+    class Spy(ExportStudent):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+            seen.append(AutoModelForCausalLM.from_pretrained(out).model.norm.weight.detach())
+
+    callbacks = [Spy(str(out)), ModelCheckpoint(dirpath=tmp_path / "ckpt", every_n_train_steps=2, save_top_k=-1)]
+    trainer(tmp_path, steps=4, callbacks=callbacks, enable_checkpointing=True).fit(module(folder), loader(8, 2))
+    assert len(seen) >= 2
+    assert not torch.equal(seen[0], seen[1])
+    assert AutoTokenizer.from_pretrained(out).chat_template is not None
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, student_folder):
+    precious = tmp_path / "home" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    run = trainer(tmp_path, callbacks=[ExportStudent(str(precious.parent))])
+    with pytest.raises(ValueError, match="exists and is not a model folder"):
+        run.fit(module(student_folder), loader(8, 2))
+    assert precious.read_text() == "years of work"
+
+
+def test_a_failed_export_keeps_the_old_folder(tmp_path, student_folder):
+    class Broken:
+        def save_pretrained(self, path):
+            path.mkdir()
+            raise OSError("disk full")
+
+    before = sorted(p.name for p in (tmp_path / "student").iterdir())
+    with pytest.raises(OSError, match="disk full"):
+        export_folder(Broken(), student_folder)
+    assert sorted(p.name for p in (tmp_path / "student").iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_steps_speed_and_time_left(terminal, tmp_path, student_folder):
+    progress = TokensProgress(refresh_seconds=0.0, line_seconds=0.0)
+    screen = io.StringIO()
+    progress._console = Console(file=screen, force_terminal=terminal, width=140, force_interactive=terminal)
+    run = trainer(tmp_path, steps=4, callbacks=[progress], enable_progress_bar=True, val_check_interval=2)
+    run.fit(module(student_folder), loader(16, 2), loader(4, 2))
+    text = screen.getvalue()
+    for part in ("4/4", "tokens/s", "0:00 left", "loss "):
+        assert part in text
+    assert ("validate" in text) == terminal
+    assert progress._progress is None

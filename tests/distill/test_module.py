@@ -1,0 +1,313 @@
+"""The LightningModule under the Trainer: training, resuming, exporting, what checkpoints hold."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from lit_thinkfast.data.loader import Batches
+from lit_thinkfast.distill import (
+    CrossEntropy,
+    DistillationModule,
+    ForwardKL,
+    HFTeacher,
+    HiddenStateLoss,
+    ReverseKL,
+    WarmupStableDecay,
+)
+from lit_thinkfast.models import convert
+from lit_thinkfast.records import Problem
+
+from .conftest import llama_folder, loader, pack
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+def adamw(lr):
+    return lambda groups: torch.optim.AdamW(groups, lr=lr)
+
+
+def trainer(tmp_path, *, steps=4, **options):
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": steps,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "default_root_dir": tmp_path,
+    }
+    return Trainer(**{**settings, **options})
+
+
+def distil(student, teacher, **options):
+    settings = {
+        "losses": {"kl": ReverseKL()},
+        "teacher": HFTeacher(teacher),
+        "optimizer": adamw(1e-2),
+        "schedule": WarmupStableDecay(warmup=2, decay=2),
+    }
+    return DistillationModule(student, **{**settings, **options})
+
+
+class Recorder(Callback):
+    def __init__(self):
+        self.losses, self.modes = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+        self.modes.append(pl_module.student.training)
+
+
+def test_a_fresh_student_learns_from_labels(tmp_path):
+    folder = llama_folder(tmp_path / "fresh", weights=False)
+    module = DistillationModule(folder, losses={"ce": CrossEntropy()}, optimizer=adamw(1e-2))
+    seen = Recorder()
+    trainer(tmp_path, steps=30, callbacks=[seen]).fit(module, loader(120, 4))
+    assert type(module.student) is LlamaForCausalLM
+    assert seen.losses[-1] < seen.losses[0] - 0.5
+
+
+def test_a_fresh_student_depends_on_its_seed_alone(tmp_path):
+    folder = llama_folder(tmp_path / "fresh", weights=False)
+    states = []
+    for seed in (3, 3, 4):
+        torch.rand(5)
+        before = torch.get_rng_state()
+        module = DistillationModule(folder, losses={"ce": CrossEntropy()}, seed=seed)
+        module.configure_model()
+        assert torch.equal(before, torch.get_rng_state())
+        states.append(module.student.model.embed_tokens.weight.detach())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_reverse_kl_brings_a_hybrid_towards_its_teacher(tmp_path, teacher_folder):
+    student = str(tmp_path / "hybrid")
+    convert(teacher_folder, attention_layers=[0]).save_pretrained(student)
+    module = distil(student, teacher_folder)
+    run = trainer(tmp_path, steps=40)
+    held_out = loader(4, 2, seed=9)
+    (before,) = run.validate(module, held_out, verbose=False)
+    run.fit(module, loader(160, 4))
+    (after,) = run.validate(module, held_out, verbose=False)
+    assert set(before) == {"val/loss_kl", "val/kl", "val/top1_agreement"}
+    assert after["val/kl"] < 0.5 * before["val/kl"]
+    assert after["val/loss_kl"] < before["val/loss_kl"]
+
+
+def test_validation_is_the_token_mean_over_the_held_out_set(tmp_path, teacher_folder, student_folder):
+    batches = Batches([pack([[9, 11]], seed=1), pack([[4], [20]], seed=2)])
+    module = distil(student_folder, teacher_folder, losses={"ce": CrossEntropy()})
+    (logged,) = trainer(tmp_path).validate(module, batches, verbose=False)
+    total, kl, same, count = 0.0, 0.0, 0, 0
+    student, teacher = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (student_folder, teacher_folder))
+    for batch in batches.batches:
+        # With a cache transformers does not see the documents in the positions.
+        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+        with torch.no_grad():
+            s, t = (m(**inputs).logits[:, :-1].double().log_softmax(-1) for m in (student, teacher))
+        labels = batch["labels"][:, 1:]
+        mask = labels != -100
+        total -= s.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)[mask].sum()
+        kl += (t.exp() * (t - s)).sum(-1)[mask].sum()
+        same += (s.argmax(-1) == t.argmax(-1))[mask].sum()
+        count += mask.sum()
+    assert logged["val/loss_ce"] == pytest.approx(float(total / count), rel=1e-5)
+    assert logged["val/kl"] == pytest.approx(float(kl / count), rel=1e-5)
+    assert logged["val/top1_agreement"] == pytest.approx(float(same / count), rel=1e-5)
+
+
+def test_weights_scale_and_add_the_losses(tmp_path, teacher_folder, student_folder):
+    losses = {"kl": ForwardKL(), "hidden": HiddenStateLoss(), "ce": CrossEntropy()}
+    module = distil(student_folder, teacher_folder, losses=losses, weights={"hidden": 0.25, "ce": 0.0})
+    run = trainer(tmp_path, steps=1)
+    run.fit(module, loader(2, 2))
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    expected = logged["train/loss_kl"] + 0.25 * logged["train/loss_hidden"]
+    assert logged["train/loss"] == pytest.approx(expected)
+    assert logged["train/grad_norm"] > 0
+    assert logged["train/lr"] == pytest.approx(0.005)
+
+
+def test_the_student_trains_in_training_mode_also_after_validation(tmp_path, teacher_folder, student_folder):
+    seen = Recorder()
+    module = distil(student_folder, teacher_folder)
+    trainer(tmp_path, steps=4, callbacks=[seen], val_check_interval=2).fit(module, loader(16, 2), loader(2, 2))
+    assert seen.modes == [True] * 4
+
+
+def test_the_teacher_is_in_no_checkpoint_and_does_not_move(tmp_path, teacher_folder, student_folder):
+    module = distil(student_folder, teacher_folder)
+    run = trainer(tmp_path, steps=2, enable_checkpointing=True)
+    run.fit(module, loader(8, 2))
+    path = str(tmp_path / "run.ckpt")
+    run.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    stock = AutoModelForCausalLM.from_pretrained(student_folder)
+    assert set(checkpoint["state_dict"]) == {f"student.{name}" for name in stock.state_dict()}
+    assert "hyper_parameters" not in checkpoint
+    assert not any("teacher" in name for name, _ in module.named_modules())
+    original = AutoModelForCausalLM.from_pretrained(teacher_folder)
+    for kept, was in zip(module.teacher._model.parameters(), original.parameters(), strict=True):
+        assert torch.equal(kept, was)
+        assert kept.grad is None
+
+
+def test_only_the_named_parameters_move(tmp_path, teacher_folder, student_folder):
+    module = distil(student_folder, teacher_folder, trainable=r"layers\.1\.self_attn")
+    trainer(tmp_path, steps=2).fit(module, loader(8, 2))
+    original = dict(AutoModelForCausalLM.from_pretrained(student_folder).named_parameters())
+    for name, parameter in module.student.named_parameters():
+        assert torch.equal(parameter, original[name]) == ("layers.1.self_attn" not in name), name
+
+
+@pytest.mark.parametrize("option", [{"gradient_checkpointing": True}, {}])
+def test_resuming_equals_the_uninterrupted_run(option, tmp_path, teacher_folder, student_folder):
+    """Bitwise: same losses after the cut, same final weights."""
+
+    def run(name, steps, **fit):
+        # The schedule's length is that of the whole run; a limit on batches stops the first half.
+        module, seen = distil(student_folder, teacher_folder, **option), Recorder()
+        run = trainer(tmp_path / name, steps=8, callbacks=[seen, Stop(steps)])
+        run.fit(module, Resumable(16, 2), **fit)
+        return module, seen, run
+
+    whole, everything, _ = run("whole", 8)
+    _, first, half = run("half", 3)
+    checkpoint = str(tmp_path / "half.ckpt")
+    half.save_checkpoint(checkpoint)
+    resumed, rest, _ = run("rest", 8, ckpt_path=checkpoint, weights_only=True)
+    assert first.losses + rest.losses == everything.losses
+    for name, parameter in whole.student.state_dict().items():
+        assert torch.equal(parameter, resumed.student.state_dict()[name]), name
+
+
+class Resumable:
+    """Batches of known number with a position that is saved."""
+
+    def __init__(self, count, batch_size):
+        self.batches, self.position = list(loader(count, batch_size)), 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        while self.position < len(self):
+            self.position += 1
+            yield self.batches[self.position - 1]
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+class Stop(Callback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+def test_accumulation_averages_micro_batches_with_equal_weight(tmp_path, teacher_folder, student_folder):
+    """Two micro-batches of unequal token counts move the weights as the plain mean of their two losses would."""
+    micro = [pack([[20]], seed=1), pack([[5]], seed=2)]
+    sgd = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1), "schedule": None, "weight_decay": 0.0}
+    module = distil(student_folder, teacher_folder, losses={"ce": CrossEntropy()}, **sgd)
+    trainer(tmp_path, steps=1, accumulate_grad_batches=2).fit(module, Batches(micro))
+    twin = AutoModelForCausalLM.from_pretrained(student_folder).train()
+    loss = sum(twin(**{k: b[k] for k in ("input_ids", "position_ids", "labels")}).loss for b in micro) / 2
+    loss.backward()
+    for (name, moved), parameter in zip(module.student.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad, msg=name)
+
+
+def test_another_vocabulary_is_one_line(tmp_path, student_folder):
+    module = distil(student_folder, llama_folder(tmp_path / "wide", vocab_size=50))
+    with pytest.raises(ValueError, match=r"wide has a vocabulary of 50 and the student of 48; .* same tokenizer") as e:
+        trainer(tmp_path).fit(module, loader(2, 2))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"losses": {}}, "losses is empty"),
+        ({"losses": {"kl": ReverseKL()}}, r"the loss 'kl' \(ReverseKL\) needs a teacher and none was given"),
+        ({"losses": {"ce": CrossEntropy()}, "weights": {"kl": 1.0}}, "weights names 'kl', which is not among"),
+    ],
+)
+def test_contradictions_are_found_at_construction(options, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationModule("anywhere", **options)
+
+
+def test_a_schedule_without_a_number_of_steps_is_one_line(tmp_path, teacher_folder, student_folder):
+    module = distil(student_folder, teacher_folder)
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        trainer(tmp_path, steps=-1, max_epochs=1).fit(module, loader(2, 2))
+
+
+def test_a_missing_student_is_one_line(tmp_path):
+    module = DistillationModule(str(tmp_path / "nowhere"), losses={"ce": CrossEntropy()})
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        trainer(tmp_path).fit(module, loader(2, 2))
+
+
+class FakeEvaluator:
+    def __init__(self):
+        self.calls = []
+
+    def setup(self, num_problems):
+        self.calls.append(("setup", num_problems))
+
+    def reset(self):
+        self.calls.append(("reset",))
+
+    def evaluate(self, model, tokenizer, problems, ids):
+        self.calls.append((type(model).__name__, tokenizer, [p.id for p in problems], ids))
+
+    def compute(self):
+        return {"coverage@4": 0.5}
+
+
+class WithProblems(LightningDataModule):
+    tokenizer = "the tokenizer"
+    problem_set = [Problem(id=name, question="?", answer="1") for name in "abc"]  # noqa: RUF012
+
+    def train_dataloader(self):
+        return loader(8, 2)
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return batch
+
+    def val_dataloader(self):
+        return [loader(2, 2), Batches([self.problem_set[:2], self.problem_set[2:]])]
+
+
+def test_problems_go_to_the_evaluator(tmp_path, teacher_folder, student_folder):
+    evaluator = FakeEvaluator()
+    module = distil(student_folder, teacher_folder, evaluator=evaluator)
+    (*_, logged) = trainer(tmp_path).validate(module, datamodule=WithProblems(), verbose=False)
+    assert evaluator.calls == [
+        ("setup", 3),
+        ("reset",),
+        ("HybridForCausalLM", "the tokenizer", ["a", "b"], [0, 1]),
+        ("HybridForCausalLM", "the tokenizer", ["c"], [2]),
+    ]
+    assert logged["val/coverage@4"] == 0.5
+    assert all(name.startswith("student.") for name in module.state_dict())
+
+
+def test_problems_without_an_evaluator_are_an_error(tmp_path, teacher_folder, student_folder):
+    with pytest.raises(ValueError, match="no evaluator is set"):
+        trainer(tmp_path).validate(distil(student_folder, teacher_folder), datamodule=WithProblems())

@@ -1,0 +1,100 @@
+"""Chunked scan and step against the loop over time: values, gradients, odd lengths, documents, states."""
+
+import pytest
+import torch
+
+from lit_thinkfast.mixers.reference import reference_scan
+from lit_thinkfast.mixers.scan import chunked_scan, scan_step
+
+
+def make_inputs(batch=2, time=37, heads=3, width=5, size=4, seed=0, requires_grad=False):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    values = {
+        "x": draw(batch, time, heads, width),
+        "dt": torch.nn.functional.softplus(draw(batch, time, heads)),
+        "A": -draw(heads).exp(),
+        "B": draw(batch, time, heads, size),
+        "C": draw(batch, time, heads, size),
+        "D": draw(heads),
+        "initial_state": draw(batch, heads, width, size),
+    }
+    if requires_grad:
+        values = {name: value.requires_grad_() for name, value in values.items()}
+    return values
+
+
+def documents(batch, time, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(batch, time, generator=generator) < 0.15).cumsum(1)
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("time", [1, 2, 7, 8, 16, 37])
+@pytest.mark.parametrize("chunk_size", [1, 8, 64])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_chunked_equals_reference(time, chunk_size, packed, stateful):
+    gradients = []
+    for scan in (reference_scan, chunked_scan):
+        values = make_inputs(time=time, requires_grad=True)
+        leaves = list(values.values()) if stateful else [v for k, v in values.items() if k != "initial_state"]
+        if not stateful:
+            values["initial_state"] = None
+        options = {"chunk_size": chunk_size} if scan is chunked_scan else {}
+        y, last = scan(**values, seq_idx=documents(2, time) if packed else None, **options)
+        weights = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
+        loss = (y * weights).sum() + (last * torch.cos(torch.arange(last.numel(), dtype=y.dtype)).view_as(last)).sum()
+        gradients.append((y, last, torch.autograd.grad(loss, leaves, allow_unused=True)))
+    (y, last, grads), (y2, last2, grads2) = gradients
+    assert_close(y2, y)
+    assert_close(last2, last)
+    for grad, grad2 in zip(grads, grads2, strict=True):
+        zero = torch.zeros(())
+        assert_close(*torch.broadcast_tensors(zero if grad2 is None else grad2, zero if grad is None else grad))
+
+
+def test_steps_equal_reference():
+    values = make_inputs(time=11)
+    y, last = reference_scan(**values)
+    state = values.pop("initial_state").clone()
+    A, D = values.pop("A"), values.pop("D")
+    pointer = state.data_ptr()
+    for t in range(11):
+        x, dt, B, C = (values[name][:, t] for name in ("x", "dt", "B", "C"))
+        assert_close(scan_step(state, x, dt, A, B, C, D=D), y[:, t])
+    assert_close(state, last)
+    assert state.data_ptr() == pointer
+
+
+def test_zero_step_leaves_the_state_alone():
+    values = make_inputs(time=9)
+    values["dt"] = torch.zeros_like(values["dt"])
+    _, last = chunked_scan(**values, chunk_size=4)
+    assert_close(last, values["initial_state"])
+
+
+def test_strong_decay_stays_finite_in_float32():
+    values = {name: value.float().requires_grad_() for name, value in make_inputs(time=70).items()}
+    with torch.no_grad():
+        values["A"].fill_(-1e4)
+    y, last = chunked_scan(**values, seq_idx=documents(2, 70), chunk_size=32)
+    (y.sum() + last.sum()).backward()
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(value.grad).all() for value in values.values())
+
+
+def test_linear_attention_identity():
+    """Decay one, step one and D zero: un-normalised causal linear attention, y_t = sum_s (q_t . k_s) v_s."""
+    values = make_inputs(time=19)
+    q, k, v = values["C"], values["B"], values["x"]
+    ones = torch.ones_like(values["dt"])
+    y, _ = chunked_scan(v, ones, torch.zeros(3, dtype=torch.float64), k, q, chunk_size=8)
+    scores = torch.einsum("bthn,bshn->bhts", q, k).tril()
+    assert_close(y, torch.einsum("bhts,bshp->bthp", scores, v))

@@ -1,0 +1,255 @@
+"""Conversion and loading: what is copied, what is not, and what the errors say."""
+
+import json
+import re
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
+
+from lit_thinkfast.models import HybridForCausalLM, convert, convert_folder, load_model, load_tokenizer
+
+
+def write_tokenizer(folder):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, **{f"w{i}": i for i in range(3, 50)}}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<pad>")), eos_token="<eos>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def folder(helpers, tmp_path):
+    path = tmp_path / "teacher"
+    teacher = helpers.teacher()
+    teacher.generation_config.eos_token_id = [1, 7]
+    teacher.save_pretrained(path)
+    write_tokenizer(path)
+    return path
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_bias", "qwen2", "qwen3", "mistral"])
+def test_attention_initialisation_puts_each_weight_in_its_rows(helpers, family):
+    teacher = helpers.teacher(family)
+    student = convert(teacher, attention_layers=[1])
+    attention, mixer = teacher.model.layers[2].self_attn, student.model.layers[2].mixer
+    inner, kv_inner, heads = attention.q_proj.weight.shape[0], attention.k_proj.weight.shape[0], 4
+    z, x, B, C, dt = mixer.in_proj.weight.split([inner, kv_inner, kv_inner, inner, heads])
+    assert torch.equal(x, attention.v_proj.weight)
+    assert torch.equal(B, attention.k_proj.weight)
+    assert torch.equal(C, attention.q_proj.weight)
+    assert torch.equal(mixer.out_proj.weight, attention.o_proj.weight)
+    bound = 32**-0.5
+    assert z.abs().max() <= bound
+    assert dt.abs().max() <= bound
+    copied = {n: p for n, p in student.state_dict().items() if ".mixer." not in n}
+    for name, value in copied.items():
+        assert torch.equal(value, teacher.state_dict()[name])
+
+
+def test_linear_attention_identity(helpers):
+    """Identity convolution, gate open, decay one, step one, D zero, no norm: causal linear attention without RoPE."""
+    teacher = helpers.teacher(dtype=torch.float64)
+    mixer, attention = convert(teacher).model.layers[0].mixer, teacher.model.layers[0].self_attn
+    u = torch.randn(2, 13, 32, dtype=torch.float64)
+    _, xBC, _ = mixer.in_proj(u).split(mixer._splits(), dim=-1)
+    v, k, q = mixer._heads(xBC)
+    from lit_thinkfast.mixers.scan import chunked_scan
+
+    y, _ = chunked_scan(v, torch.ones(2, 13, 4).double(), torch.zeros(4).double(), k, q, chunk_size=4)
+    actual = mixer.out_proj(y.flatten(2))
+
+    def heads(projection, count):
+        return projection(u).view(2, 13, count, 8).repeat_interleave(4 // count, dim=2)
+
+    queries, keys, values = heads(attention.q_proj, 4), heads(attention.k_proj, 2), heads(attention.v_proj, 2)
+    scores = torch.einsum("bthn,bshn->bhts", queries, keys).tril()
+    expected = attention.o_proj(torch.einsum("bhts,bshp->bthp", scores, values).flatten(2))
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_layer_choice(helpers):
+    teacher = helpers.teacher()
+
+    def kept(**options):
+        return convert(teacher, **options).config.attention_layers
+
+    assert kept() == []
+    assert kept(attention_layers=[]) == []
+    assert kept(attention_layers=[2]) == [2]
+    assert kept(mixer="attention") == [0, 1, 2]
+    assert kept(attention_ratio=0.0) == []
+    assert kept(attention_ratio=1 / 3) == [2]
+    assert kept(attention_ratio=1.0) == [0, 1, 2]
+    assert kept(layer_mixers=["mamba2", "attention", "mamba2"]) == [1]
+
+
+def test_seed_and_random_initialisation(helpers):
+    teacher = helpers.teacher()
+    before = torch.get_rng_state()
+
+    def weights(**options):
+        return convert(teacher, **options).model.layers[0].mixer.in_proj.weight
+
+    assert torch.equal(weights(seed=1), weights(seed=1))
+    assert not torch.equal(weights(seed=1), weights(seed=2))
+    assert not torch.equal(weights(seed=1, init="random")[32:48], weights(seed=1)[32:48])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_options_reach_the_mixers_and_the_file(helpers, tmp_path):
+    student = convert(helpers.teacher(), mixer_options={"d_conv": 3})
+    assert student.model.layers[0].mixer.conv1d.kernel_size == 3
+    student.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.model.layers[0].mixer.conv1d.kernel_size == 3
+
+
+def test_teacher_is_not_changed_and_tied_heads_stay_tied(helpers):
+    teacher = helpers.teacher("llama_bias")
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = convert(teacher)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert student.lm_head.weight is student.model.embed_tokens.weight
+
+
+def test_convert_folder_is_complete(folder, tmp_path, helpers):
+    out = tmp_path / "deep" / "student"
+    convert_folder(folder, out, attention_layers=[1])
+    loaded = load_model(out)
+    assert not loaded.training
+    assert loaded.config.layer_mixers == ["mamba2", "attention", "mamba2"]
+    assert loaded.generation_config.eos_token_id == [1, 7]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == load_tokenizer(folder).chat_template
+    assert tokenizer.eos_token == "<eos>"
+    assert [path.name for path in out.parent.iterdir()] == ["student"]
+    with pytest.raises(FileExistsError, match="not empty") as error:
+        convert_folder(folder, out)
+    one_line(error)
+
+
+def test_a_student_converts_again(folder, tmp_path):
+    convert_folder(folder, tmp_path / "half", attention_layers=[1, 2])
+    further = convert(tmp_path / "half", attention_layers=[2])
+    assert further.config.layer_mixers == ["mamba2", "mamba2", "attention"]
+    half = load_model(tmp_path / "half")
+    assert torch.equal(further.model.layers[0].mixer.A_log, half.model.layers[0].mixer.A_log)
+    assert torch.equal(further.model.layers[1].mixer.out_proj.weight, half.model.layers[1].self_attn.o_proj.weight)
+
+
+def test_load_stock_model_as_all_attention(folder, helpers):
+    model = load_model(folder)
+    assert isinstance(model, HybridForCausalLM)
+    ids = helpers.tokens(2, 9)
+    stock = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(model(ids).logits, stock(ids).logits, rtol=1e-5, atol=1e-5)
+    assert load_model(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_bad_arguments(helpers):
+    teacher = helpers.teacher()
+    for options, message in [
+        ({"mixer": "mambo"}, "unknown mixer 'mambo'; known: attention, mamba2"),
+        ({"layer_mixers": ["attention", "mambo", "attention"]}, "unknown mixer 'mambo'"),
+        ({"layer_mixers": ["attention"]}, "names 1 layers, but the teacher has 3"),
+        ({"attention_layers": [3]}, "attention layer 3 does not exist; the teacher has layers 0 to 2"),
+        ({"attention_layers": [-1]}, "attention layer -1 does not exist"),
+        ({"attention_ratio": 1.5}, "attention_ratio 1.5 is not between 0 and 1"),
+        ({"attention_layers": [1], "attention_ratio": 0.5}, "exclude each other"),
+        ({"mixer_options": {"d_cov": 4}}, "mixer 'mamba2' has no option 'd_cov'; its options: a_max"),
+        ({"mixer_options": {"d_conv": 1}}, "d_conv 1 is too small"),
+        ({"init": "zeros"}, "unknown initialisation 'zeros'"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            convert(teacher, **options)
+        one_line(error)
+
+
+def test_bad_teachers(helpers, tmp_path):
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = BertForMaskedLM(BertConfig(**sizes, intermediate_size=8))
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2))
+    config = helpers.teacher().config
+    for teacher in (bert, gpt2, LlamaModel(config), LlamaForSequenceClassification(config)):
+        with pytest.raises(ValueError, match="known families: llama, mistral, qwen2, qwen3") as error:
+            convert(teacher)
+        one_line(error)
+    bert.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="family 'bert'") as error:
+        convert(tmp_path / "bert")
+    one_line(error)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match="LlamaForSequenceClassification is not a decoder-only") as error:
+        convert(tmp_path / "classifier")
+    one_line(error)
+
+
+def test_bad_places(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noweights").mkdir()
+    (tmp_path / "noweights" / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name in ("missing", "empty", "noweights", "broken", "missing.gguf"):
+        with pytest.raises(FileNotFoundError) as error:
+            load_model(tmp_path / name)
+        assert name in one_line(error)
+    with pytest.raises(FileNotFoundError) as error:
+        load_model("some-user/no-such-model")
+    one_line(error)
+    with pytest.raises(FileNotFoundError, match="no tokenizer") as error:
+        load_tokenizer(tmp_path / "noweights")
+    one_line(error)
+    with pytest.raises(ValueError, match="not a device") as error:
+        load_model(folder, device="quantum")
+    one_line(error)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' is not available"):
+            load_model(folder, device="cuda")
+
+
+def test_file_with_an_unknown_mixer(folder, tmp_path):
+    out = tmp_path / "student"
+    convert_folder(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    config["layer_mixers"][0] = "mambo"
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="unknown mixer 'mambo'") as error:
+        load_model(out)
+    one_line(error)
+
+
+def test_failed_save_leaves_nothing(folder, tmp_path, monkeypatch):
+    out = tmp_path / "student"
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("disk")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", fail)
+    with pytest.raises(RuntimeError, match="disk"):
+        convert_folder(folder, out)
+    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]

@@ -1,0 +1,398 @@
+"""The command line: verbs end to end on tiny models, and one clear line with exit code 2 for every mistake."""
+
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import yaml
+
+from lit_thinkfast.cli import TOOL_VERBS, TRAINER_VERBS, _one_line
+from lit_thinkfast.records import Completion, Problem, Verdict, read_jsonl, write_jsonl
+
+SAMPLING = ("--num-samples", 2, "--max-new-tokens", 6, "--batch-size", 4)
+
+
+def fit_config(teacher, tmp_path, **overrides):
+    """A fit of two steps on the embedded world, as a file."""
+    config = {
+        "trainer": {
+            "max_steps": 2,
+            "accelerator": "cpu",
+            "devices": 1,
+            "limit_val_batches": 1,
+            "val_check_interval": 2,
+            "check_val_every_n_epoch": None,
+            "default_root_dir": str(tmp_path),
+            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path)}},
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        },
+        "model": {
+            "class_path": "lit_thinkfast.DistillationModule",
+            "init_args": {
+                "student": str(teacher),
+                "teacher": {"class_path": "lit_thinkfast.HFTeacher", "init_args": {"path": str(teacher)}},
+                "losses": {"kl": {"class_path": "lit_thinkfast.ForwardKL", "init_args": {"temperature": 2.0}}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+            },
+        },
+        "data": {
+            "class_path": "lit_thinkfast.MathDataModule",
+            "init_args": {
+                "corpus": {"class_path": "lit_thinkfast.data.corpora.ArithmeticCorpus", "init_args": {"level": 1}},
+                "tokenizer": str(teacher),
+                "seq_len": 64,
+                "batch_size": 2,
+                "val_batches": 1,
+                "block_size": 4,
+            },
+        },
+    }
+    for path, value in overrides.items():
+        *parents, last = path.split("__")
+        block = config
+        for parent in parents:
+            block = block[parent]
+        block[last] = value
+    file = tmp_path / "fit.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def refused(result, *words):
+    """Assert that a run ended with one line on stderr that holds ``words``."""
+    code, _, err = result
+    lines = [line for line in err.splitlines() if "lit-thinkfast: error: " in line]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert err.rstrip().endswith(lines[0]), "nothing comes after the error"
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0]
+
+
+# --- the dispatcher
+
+
+def test_help_names_every_verb_and_is_quick():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = subprocess.run([sys.executable, "-m", "lit_thinkfast", "--help"], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # processor seconds: those of the clock are also other people's
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    for verb in (*TOOL_VERBS, *TRAINER_VERBS):
+        assert f"  {verb} " in ran.stdout
+
+
+@pytest.mark.parametrize("verb", TOOL_VERBS)
+def test_help_of_a_tool_imports_nothing_heavy(verb):
+    script = f"""
+        import sys
+        from lit_thinkfast.cli import main
+        try:
+            main(["{verb}", "--help"])
+        except SystemExit as end:
+            assert not end.code
+        print([name for name in ("lightning", "torch", "datasets", "matplotlib") if name in sys.modules])
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "[]"
+    assert "--config" in ran.stdout
+
+
+def test_version(cli):
+    import lit_thinkfast
+
+    assert cli("--version") == (0, f"lit-thinkfast {lit_thinkfast.__version__}\n", "")
+
+
+def test_an_unknown_verb(cli):
+    refused(cli("evalute"), "unknown verb 'evalute'", "did you mean 'evaluate'?")
+    refused(cli("xyzzy"), "unknown verb 'xyzzy'", "convert")
+    refused(cli(), "no verb", "--help")
+
+
+def test_errors_of_ours_keep_their_traceback(cli, monkeypatch):
+    import lit_thinkfast.tools
+
+    def report(*, out: str) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(lit_thinkfast.tools, "report", report)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli("report", "--out", "x")
+
+
+def test_debug_shows_the_traceback(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIT_THINKFAST_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        cli("convert", "--teacher", tmp_path / "none", "--out", tmp_path / "out")
+
+
+def test_nested_parser_messages_become_one_line():
+    message = textwrap.dedent("""\
+        Parser key "model":
+          Does not validate against any of the Union subtypes
+          Subtypes: [<class 'a.M'>, <class 'NoneType'>]
+          Errors:
+            - Problem with given class_path 'a.M':
+                Parser key "losses":
+                  Problem with given class_path 'a.KL':
+                    Option 'temprature' is not accepted
+            - Expected a <class 'NoneType'>
+          Given value type: <class 'dict'>
+          Given value: {'class_path': 'a.M'}""")
+    assert _one_line(message) == "model: a.M: losses: a.KL: Option 'temprature' is not accepted"
+
+
+# --- tool verbs
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_teacher, tmp_path_factory):
+    """A folder that the verb evaluate wrote."""
+    from lit_thinkfast.tools import evaluate
+
+    folder = tmp_path_factory.mktemp("evaluation")
+    evaluate(
+        model=str(tiny_teacher),
+        problems="arithmetic",
+        level=1,
+        limit=3,
+        out=str(folder),
+        num_samples=4,
+        max_new_tokens=6,
+        batch_size=8,
+        reward_model=str(tiny_teacher),
+        name="teacher",
+    )
+    return folder
+
+
+def test_convert_keeps_the_layers_that_are_asked_for(cli, tiny_teacher, tmp_path):
+    out = tmp_path / "student"
+    code, said, _ = cli("convert", "--teacher", tiny_teacher, "--out", out, "--attention-layers", "1")
+    assert code == 0
+    assert "mamba2 attention" in said
+    assert json.loads((out / "config.json").read_text())["layer_mixers"] == ["mamba2", "attention"]
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_convert_reads_a_config_and_prints_one(cli, tiny_teacher, tmp_path):
+    file = tmp_path / "convert.yaml"
+    file.write_text(f"teacher: {tiny_teacher}\nout: {tmp_path / 'student'}\nattention_layers: [0, 1]\n")
+    code, said, _ = cli("convert", "--config", file, "--print_config")
+    assert code == 0
+    assert yaml.safe_load(said)["attention_layers"] == [0, 1]
+    assert cli("convert", "--config", file)[0] == 0
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["layer_mixers"] == ["attention"] * 2
+
+
+def test_evaluate_writes_all_that_a_report_needs(evaluation):
+    problems = list(read_jsonl(Problem, evaluation / "problems.jsonl"))
+    completions = list(read_jsonl(Completion, evaluation / "completions.jsonl"))
+    verdicts = list(read_jsonl(Verdict, evaluation / "verdicts.jsonl"))
+    assert len(problems) == 3
+    assert len(completions) == len(verdicts) == 12
+    assert all(verdict.score is not None for verdict in verdicts)
+    points = json.loads((evaluation / "metrics.json").read_text())
+    assert {point["rule"] for point in points} == {"coverage", "majority", "weighted_best_of_n", "best_of_n"}
+    assert max(point["k"] for point in points) == 4
+
+
+def test_generate_then_verify_gives_what_evaluate_gives(cli, tiny_teacher, evaluation, tmp_path):
+    """One verb at a time, in two sessions of sampling with another batch size: the same texts and verdicts."""
+    texts, problems = tmp_path / "texts.jsonl", evaluation / "problems.jsonl"
+    common = ("--model", tiny_teacher, "--problems", problems, "--out", texts, "--max-new-tokens", 6)
+    for samples in (1, 4):
+        assert cli("generate", *common, "--num-samples", samples, "--batch-size", 3, "--name", "teacher")[0] == 0
+    once = {(c.problem_id, c.sample): c.text for c in read_jsonl(Completion, evaluation / "completions.jsonl")}
+    twice = {(c.problem_id, c.sample): c.text for c in read_jsonl(Completion, texts)}
+    assert once == twice
+
+    verdicts = tmp_path / "verdicts.jsonl"
+    assert cli("verify", "--problems", problems, "--completions", texts, "--out", verdicts)[0] == 0
+    outcome = {(v.problem_id, v.sample): v.outcome for v in read_jsonl(Verdict, evaluation / "verdicts.jsonl")}
+    assert {(v.problem_id, v.sample): v.outcome for v in read_jsonl(Verdict, verdicts)} == outcome
+
+    code, said, _ = cli(
+        *("evaluate", "--completions", texts, "--verdicts", verdicts, "--out", tmp_path / "again", "--ks", "[1,4]")
+    )
+    assert code == 0
+    assert "teacher" in said
+    points = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert {point["k"] for point in points} == {1, 4}
+
+
+def test_benchmark_and_report(cli, tiny_teacher, evaluation, tmp_path):
+    speed, page = tmp_path / "speed.json", tmp_path / "report.html"
+    code, said, _ = cli(
+        *("benchmark", "--models.teacher", tiny_teacher, "--out", speed, "--prompt-tokens", 4),
+        *("--generate-tokens", 3, "--batch-sizes", "1,2", "--rounds", 1),
+    )
+    assert code == 0
+    assert "tokens/s" in said
+    assert [point["batch_size"] for point in json.loads(speed.read_text())["points"]] == [1, 2]
+    code, _, err = cli("report", "--runs.teacher", evaluation, "--out", page, "--benchmark", speed)
+    assert code == 0, err
+    assert page.read_text().startswith("<!")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mixer", "mmba"], ["mmba", "mamba2"]),
+        (["--attention-layers", "3,7"], ["layer 3", "0 to 1"]),
+        (["--attention-layers", "a"], ["attention_layers 'a'", "3,7"]),
+        (["--attention-ratio", "1.5"], ["1.5"]),
+        (["--init", "zeros"], ["zeros"]),
+        (["--outt", "x"], ["--outt"]),
+        (["--seed", "one"], ["seed", "one"]),
+        (["--teacher", "no/such/folder"], ["no/such/folder"]),
+        (["--config", "no.yaml"], ["no.yaml"]),
+    ],
+)
+def test_convert_refuses(cli, tiny_teacher, tmp_path, options, words):
+    refused(cli("convert", "--teacher", tiny_teacher, "--out", tmp_path / "student", *options), *words)
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "cuda"], ["cuda", "--device cpu"]),
+        (["--device", "gpu9"], ["gpu9"]),
+        (["--temperature", "-1"], ["temperature -1"]),
+        (["--top-p", "0"], ["top_p 0"]),
+        (["--limit", "0"], ["limit 0"]),
+        (["--problems", "gsm9k"], ["gsm9k", "gsm8k"]),
+        (["--problems", "none.jsonl"], ["none.jsonl"]),
+        (["--dtype", "int8"], ["int8"]),
+    ],
+)
+def test_generate_refuses(cli, tiny_teacher, tmp_path, options, words):
+    import torch
+
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    command = ("generate", "--model", tiny_teacher, "--out", tmp_path / "texts.jsonl", *SAMPLING)
+    refused(cli(*command, "--problems", "arithmetic", *options), *words)
+    assert not (tmp_path / "texts.jsonl").exists()
+
+
+def test_files_that_are_wrong_are_named_with_their_line(cli, evaluation, tmp_path):
+    problems, torn = evaluation / "problems.jsonl", tmp_path / "torn.jsonl"
+    torn.write_text((evaluation / "completions.jsonl").read_text() + '{"problem_id": 3}\n')
+    out = ("--problems", problems, "--out", tmp_path / "verdicts.jsonl")
+    refused(cli("verify", "--completions", torn, *out), f"{torn}:13", "problem_id")
+    refused(cli("verify", "--completions", tmp_path / "none.jsonl", *out), "none.jsonl")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    refused(cli("verify", "--completions", empty, *out), "empty.jsonl")
+    refused(
+        cli("verify", "--problems", empty, "--completions", torn, "--out", tmp_path / "verdicts.jsonl"), "no problem"
+    )
+    assert not (tmp_path / "verdicts.jsonl").exists()
+
+
+def test_evaluate_refuses_what_does_not_fit(cli, tiny_teacher, evaluation, tmp_path):
+    out = ("--out", tmp_path / "evaluation")
+    sample = ("evaluate", "--model", tiny_teacher, "--problems", "arithmetic", *out, *SAMPLING)
+    refused(cli(*sample, "--ks", "[1,3]"), "k 3", "num_samples 2")
+    files = ("--completions", evaluation / "completions.jsonl", "--verdicts", evaluation / "verdicts.jsonl")
+    refused(cli("evaluate", *files, *out, "--ks", "[8]"), "k 8", "4 samples")
+    refused(cli("evaluate", *out), "model", "completions")
+    refused(cli("evaluate", *out, "--model", tiny_teacher), "--problems")
+    refused(cli("report", "--runs.teacher", tmp_path / "none", "--out", tmp_path / "r.html"), "none")
+
+
+def test_verdicts_of_other_completions_are_refused(cli, evaluation, tmp_path):
+    fewer = tmp_path / "fewer.jsonl"
+    write_jsonl(list(read_jsonl(Verdict, evaluation / "verdicts.jsonl"))[:-1], fewer)
+    refused(
+        cli("evaluate", "--completions", evaluation / "completions.jsonl", "--verdicts", fewer, "--out", tmp_path),
+        "no verdict",
+    )
+
+
+# --- trainer verbs
+
+
+def test_fit_runs_from_a_file_and_saves_it(cli, tiny_teacher, tmp_path):
+    config = fit_config(tiny_teacher, tmp_path)
+    for _ in range(2):  # the second run writes over the first one's configuration
+        code, _, err = cli("fit", "--config", config, "--trainer.max_steps", 1)
+        assert code == 0, err
+    saved = next(tmp_path.rglob("config.yaml"))
+    assert yaml.safe_load(saved.read_text())["trainer"]["max_steps"] == 1
+
+
+def test_a_class_of_ones_own_by_its_path(cli, tiny_teacher, tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text(
+        textwrap.dedent('''
+        from lit_thinkfast import DistillLoss
+
+
+        class Nothing(DistillLoss):
+            """No loss."""
+
+            needs = frozenset({"logits"})
+
+            def __init__(self, *, scale: float = 1.0) -> None:
+                super().__init__()
+                self.scale = scale
+
+            def forward(self, student, teacher, batch):
+                return self.scale * 0 * student.logits().sum()
+        ''')
+    )
+    monkeypatch.chdir(tmp_path)
+    losses = {"mine": {"class_path": "my_losses.Nothing", "init_args": {"scale": 3.0}}}
+    config = fit_config(tiny_teacher, tmp_path, model__init_args__losses=losses)
+    refused(cli("fit", "--config", config), "my_losses.Nothing", "--allow-import my_losses")
+    refused(cli("fit", "--config", config, "--allow-import", "my_lossez"), "--allow-import my_lossez")
+    monkeypatch.setenv("LIT_THINKFAST_ALLOW_IMPORT", "")  # where the flag is kept for child processes
+    code, _, err = cli("fit", "--config", config, "--allow-import", "my_losses")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"model__init_args__losses": {"kl": {"class_path": "lit_thinkfast.ForwardKL", "init_args": {"temprature": 2}}}},
+         ["ForwardKL", "temprature"]),
+        ({"trainer__max_stepz": 3}, ["max_stepz"]),
+        ({"data__init_args__seq_len": "long"}, ["seq_len", "int", "long"]),
+        ({"data__init_args__seq_len": 1}, ["seq_len 1"]),
+        ({"model__init_args__student": "no/such/student"}, ["no/such/student"]),
+        ({"model__init_args__losses": {"kl": {"class_path": "lit_thinkfast.ForwardKLL"}}}, ["ForwardKLL"]),
+        ({"trainer__precision": "int3"}, ["int3"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_fit_refuses(cli, tiny_teacher, tmp_path, override, words):
+    refused(cli("fit", "--config", fit_config(tiny_teacher, tmp_path, **override)), *words)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "subprocess.Popen",
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "torch.hub.load",
+        "jsonargparse.set_parsing_settings",
+    ],
+)
+@pytest.mark.parametrize(
+    "place", ["model__init_args__optimizer", "model__init_args__teacher", "data", "trainer__logger"]
+)
+def test_a_configuration_cannot_reach_outside(cli, tiny_teacher, tmp_path, path, place):
+    config = fit_config(tiny_teacher, tmp_path, **{place: {"class_path": path}})
+    refused(cli("fit", "--config", config), "may not name", path)
