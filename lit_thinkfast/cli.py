@@ -131,7 +131,22 @@ def _run_tool(verb: str, argv: list[str]) -> None:
     auto_cli(tool, args=argv, as_positional=False, parser_class=ToolParser, prog=f"lit-thinkfast {verb}")
 
 
+def instantiate(args: Sequence[str]) -> Any:
+    """Return Lightning's command line object for a configuration, with ``trainer``, ``model`` and ``datamodule`` made.
+
+    For programs that take the trainer into their own hands; nothing is run.
+
+    Args:
+        args: As after ``lit-thinkfast fit``, for example ``["--config", "configs/arithmetic/teacher.yaml"]``.
+    """
+    return _trainer_cli(list(args), run=False)
+
+
 def _run_trainer(argv: list[str] | None) -> None:
+    _trainer_cli(argv, run=True)
+
+
+def _trainer_cli(argv: list[str] | None, *, run: bool) -> Any:
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -147,7 +162,7 @@ def _run_trainer(argv: list[str] | None) -> None:
         lambda record: "Tip:" not in record.getMessage()
     )
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    LightningCLI(
+    return LightningCLI(
         DistillationModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -160,6 +175,7 @@ def _run_trainer(argv: list[str] | None) -> None:
         save_config_callback=LogConfig,
         save_config_kwargs={"overwrite": True},
         args=argv,
+        run=run,
     )
 
 
@@ -248,11 +264,20 @@ def _one_line(message: str) -> str:
             "Does not validate against any",
             "Subtypes:",
             "Errors:",
-            "Given value",
+            "Given value type:",
+            "Given value: {",
+            "Given value: Namespace",
             "- Expected a <class 'NoneType'>",
         )
         lines = [line for line in lines if not line.startswith(noise)]
     text = " ".join(" ".join(lines).split()).removeprefix("- ").replace(": - ", ": ")
-    text = re.sub(r"(?:- )?Problem with given class_path '([^']+)':", r"\1:", text)
-    text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
-    return re.sub(r"<class '([^']+)'>", r"\1", text)
+    for pattern, plain in (
+        (r"(?:- )?Problem with given class_path '([^']+)':", r"\1:"),
+        (r"Parser key \"([^\"]+)\":", r"\1:"),
+        (r"<class '([^']+)'>", r"\1"),
+        (r"Expected an? (?:typing\.)?Literal\[(.*?)\]", r"Expected one of \1"),
+        (r" - Expected (?:an? )?", ", or "),
+        (r" Given value: (.*)$", r". Got value: \1"),
+    ):
+        text = re.sub(pattern, plain, text)
+    return text

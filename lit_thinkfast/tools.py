@@ -354,7 +354,7 @@ def _measure(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | 
     from lit_thinkfast.analysis import budget_points, table
     from lit_thinkfast.generation.journal import write_json
 
-    run = _read_run(completions, verdicts)
+    run = read_run(completions, verdicts)
     most = max(len(samples) for samples in run.by_problem.values())
     if ks and max(ks) > most:
         raise ValueError(
@@ -369,10 +369,10 @@ def _measure(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | 
 def _run(folder: Path) -> "ModelRun":
     if not folder.is_dir():
         raise FileNotFoundError(f"no evaluation folder {folder}; make one with lit-thinkfast evaluate --out {folder}")
-    return _read_run(folder / "completions.jsonl", folder / "verdicts.jsonl")
+    return read_run(folder / "completions.jsonl", folder / "verdicts.jsonl")
 
 
-def _read_run(completions: str | Path, verdicts: str | Path) -> "ModelRun":
+def read_run(completions: str | Path, verdicts: str | Path) -> "ModelRun":
     """Read a run, with the seconds that scoring took where verify has written them."""
     from lit_thinkfast.analysis import ModelRun
     from lit_thinkfast.generation.journal import read_meta

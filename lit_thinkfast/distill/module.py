@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lit_thinkfast.distill.evaluation import Evaluator
 from lit_thinkfast.distill.losses import DistillLoss, ForwardKL, top1_agreement
 from lit_thinkfast.distill.optim import Schedule, lambda_lr, parameter_groups, select_trainable
-from lit_thinkfast.distill.signals import HYBRID_MODEL_TYPE, Signals, read_signals
+from lit_thinkfast.distill.signals import Signals, read_signals
 from lit_thinkfast.distill.students import build_student
 from lit_thinkfast.distill.teachers import Teacher
 from lit_thinkfast.records import PackedBatch, Problem
@@ -90,7 +90,6 @@ class DistillationModule(LightningModule):
         self.needs = frozenset[str]().union(*(loss.needs for loss in losses.values()))
         self.student = None
         self._problem_ids: dict[str, int] = {}
-        self._sampled: list[Any] = []  # in a list, because a module as attribute would become part of checkpoints
 
     def configure_model(self) -> None:
         if self.student is not None:
@@ -145,7 +144,8 @@ class DistillationModule(LightningModule):
         if teacher is not None:
             logged["val/kl"] = ForwardKL()(student, teacher, batch)
             logged["val/top1_agreement"] = top1_agreement(student, teacher, batch)
-        tokens = int((batch["labels"][:, 1:] != -100).sum())
+        # times the ranks, because Lightning averages this weight over them and cuts it off to an integer
+        tokens = int((batch["labels"][:, 1:] != -100).sum()) * self.trainer.world_size
         headline = "val/kl" if teacher is not None else next(iter(logged))
         for name, value in logged.items():
             self.log(
@@ -161,24 +161,18 @@ class DistillationModule(LightningModule):
         self._problem_ids = {problem.id: index for index, problem in enumerate(problems)}
         self.evaluator.setup(len(problems))
         self.evaluator.reset()
-        self._sampled = [self.student]
-        if self.student.config.model_type != HYBRID_MODEL_TYPE:
-            from lit_thinkfast.models import convert
-
-            self._sampled = [convert(self.student, mixer="attention")]
 
     def _evaluate(self, problems: list[Problem]) -> None:
         if self.trainer.sanity_checking or self.evaluator is None:
             return
         ids = [self._problem_ids[problem.id] for problem in problems]
-        self.evaluator.evaluate(self._sampled[0], self._data().tokenizer, problems, ids)
+        self.evaluator.evaluate(self.student, self._data().tokenizer, problems, ids)
 
     def on_validation_epoch_end(self) -> None:
         if self.evaluator is None or not self._has_problems():
             return
         # Every rank computes the same numbers: the evaluator gathers its grid.
         self.log_dict({f"val/{name}": value for name, value in self.evaluator.compute().items()}, sync_dist=True)
-        self._sampled = []
 
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)  # Lightning sets it only when there is one

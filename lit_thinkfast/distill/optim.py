@@ -26,9 +26,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-    heads = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    if hasattr(model, "get_output_embeddings"):
-        heads.append(model.get_output_embeddings())
+    heads: list[Any] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    if (output := getattr(model, "get_output_embeddings", None)) is not None:
+        heads.append(output())
     ends = {id(m.weight) for m in heads if m is not None}
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": weight_decay, "matrix": True},

@@ -52,7 +52,8 @@ def has_weights(path: str) -> bool:
 def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = None) -> Path:
     """Write a Hugging Face folder with weights, generation config and, where there is one, the tokenizer.
 
-    A student whose layers all have attention is written as the stock class of its family. The folder appears whole or not at all; a model folder that is already there is replaced.
+    A student whose layers all have attention is written as the stock class of its family. The folder appears whole or
+    not at all; a model folder that is already there is replaced as a whole.
 
     Args:
         model: A transformers model.

@@ -26,7 +26,7 @@ from typing import Any, Literal
 Comparison = Literal["correct", "incorrect", "unparsable", "timeout", "oom", "crashed"]
 
 _PROGRAM = str(Path(__file__).with_name("worker.py"))
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 
 
 class WorkerPool:
@@ -48,7 +48,7 @@ class WorkerPool:
         self,
         *,
         num_workers: int = 1,
-        wall_seconds: float = 10.0,
+        wall_seconds: float = 30.0,
         cpu_seconds: int = 2,
         memory_bytes: int = 1 << 30,
         max_jobs: int = 1000,

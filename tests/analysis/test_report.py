@@ -162,6 +162,7 @@ def test_hostile_content_is_escaped(tmp_path, run_maker):
 
     console = Console(width=300, record=True, force_terminal=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table(comparison))
+    console.print(table({"[bold]a[/bold]": run_maker(samples=1)}))
     printed = console.export_text()
     assert "\x1b" not in printed
     assert "[bold]a[/bold]" in printed
@@ -171,9 +172,9 @@ def test_other_shapes(tmp_path, run_maker):
     """One model and one sample; no scores; no metadata; unequal numbers of samples; more models than colours."""
     one = {"only": run_maker(samples=1, problems=1)}
     check_harmless(build_report(one, tmp_path / "one.html").read_text())
-    bare = run_maker(scored=False, samples=3)
+    bare = run_maker(scored=False, samples=3, problems=3)
     uneven = ModelRun(bare.completions[:-1], bare.verdicts[:-1])
-    many = {f"m{i}": run_maker(scored=False, samples=3, seconds=1 + i) for i in range(9)} | {"bare": uneven}
+    many = {f"m{i}": run_maker(scored=False, samples=3, problems=3, seconds=1 + i) for i in range(7)} | {"bare": uneven}
     text = build_report(many, tmp_path / "many.html").read_text()
     check_harmless(text)
     assert "Best-of-N" not in text

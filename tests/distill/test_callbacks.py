@@ -6,12 +6,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lit_thinkfast.callbacks import ExportStudent, TokensProgress
 from lit_thinkfast.data.arithmetic import TOKENIZER
 from lit_thinkfast.distill import CrossEntropy, DistillationModule
 from lit_thinkfast.distill.students import export_folder
+from lit_thinkfast.models import HybridForCausalLM, convert
 
 from .conftest import llama_folder, loader
 from .test_module import adamw, trainer
@@ -29,11 +30,23 @@ def test_the_export_loads_with_the_auto_class_and_has_the_tokenizer(tmp_path, st
         trained, loader(8, 2)
     )
     loaded = AutoModelForCausalLM.from_pretrained(out)
-    assert type(loaded) is type(trained.student)
+    assert type(loaded) is LlamaForCausalLM  # a student without recurrent layers is exported as what it was
     for name, value in trained.student.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(TOKENIZER).chat_template
     assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_a_hybrid_is_exported_as_a_hybrid(tmp_path, student_folder):
+    out, source = tmp_path / "out", tmp_path / "hybrid"
+    convert(student_folder, attention_layers=[1]).save_pretrained(source)
+    trained = module(str(source))
+    trainer(tmp_path, steps=1, callbacks=[ExportStudent(str(out))]).fit(trained, loader(4, 2))
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert type(loaded) is HybridForCausalLM
+    assert loaded.config.layer_mixers == ["mamba2", "attention"]
+    for name, value in trained.student.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_every_checkpoint_exports_and_the_tokenizer_of_the_student_goes_along(tmp_path):

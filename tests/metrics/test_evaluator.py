@@ -106,3 +106,42 @@ def test_it_is_what_the_training_loop_asks_for_and_can_be_named_in_a_config():
     assert made.sampling == SamplingConfig(num_samples=4, max_new_tokens=8)
     assert isinstance(made.verifier, MathVerifier)
     assert made.reward_model.path == "somewhere"
+
+
+def test_with_a_real_model_it_measures_what_the_sampler_writes():
+    from pathlib import Path
+
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    import lit_thinkfast
+    from lit_thinkfast.generation.sampler import Sampler
+    from lit_thinkfast.models import convert
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(Path(lit_thinkfast.__file__).parent / "assets" / "tokenizer")
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **size)
+    model = convert(LlamaForCausalLM(config), mixer="attention")
+    problems = [Problem(f"p{i}", "2 + 2?", "4") for i in range(3)]
+    sampling = SamplingConfig(num_samples=4, max_new_tokens=12, batch_size=5)
+    completions = list(Sampler(model, tokenizer, sampling).sample(problems))
+    # Untrained text has no answers: make the right answer what one problem's first sample happens to say.
+    said = next(c for c in completions if c.text.strip())
+
+    class Says(MathVerifier):
+        def grade_batch(self, problems, completions):
+            from lit_thinkfast.records import Verdict
+
+            made = [("correct" if c.text == said.text else "incorrect", c.text) for c in completions]
+            return [
+                Verdict(c.problem_id, c.sample, outcome, text, text)
+                for c, (outcome, text) in zip(completions, made, strict=True)
+            ]
+
+    evaluator = ReasoningEvaluator(sampling, ks=[4], verifier=Says())
+    evaluator.setup(3)
+    for i, problem in enumerate(problems):
+        evaluator.evaluate(model, tokenizer, [problem], [i])
+    solved = len({c.problem_id for c in completions if c.text == said.text})
+    assert evaluator.compute()["coverage@4"] == pytest.approx(solved / 3)

@@ -222,14 +222,13 @@ def test_random_text_never_raises():
         "####",
         "answer is ",
     ]
-    for _ in range(3000):
+    for _ in range(1000):
         text = "".join(rng.choices(pieces, k=rng.randint(0, 40)))
         for answer in (
             text,
             extract_answer(text) or "",
             extract_answer("\\boxed{" + text + "}", last_number=True) or "",
         ):
-            form = canonical(answer)
-            assert canonical(form) == form or number(form) is not None or True
+            assert isinstance(canonical(answer), str)
             assert decide(answer, answer) in (True, False)
             assert decide(answer, "17") in (True, False, None)

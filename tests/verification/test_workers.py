@@ -13,7 +13,7 @@ from lit_thinkfast.records import Completion, Problem
 from lit_thinkfast.verification import MathVerifier, Verifier, equivalent
 from lit_thinkfast.verification.workers import WorkerPool, shared_pool
 
-FAST = {"cpu_seconds": 1, "wall_seconds": 20.0}
+FAST = {"cpu_seconds": 1, "wall_seconds": 60.0}
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +55,22 @@ def completion(text, sample=0, reason="stop", problem="p"):
     return Completion(problem, sample, text, 1, 1, reason, 0.0, 0.0)
 
 
-def test_a_hang_is_killed_and_the_next_comparison_works(pool, monkeypatch):
+def test_a_hang_is_killed_and_the_next_comparison_works(pool):
     start = time.monotonic()
     assert pool.compare("10^{10^{10^{10^{10}}}}", "x+1") in ("timeout", "oom", "incorrect", "unparsable")
     assert pool.compare(r"9^{9^{9^{9}}}+1", r"9^{9^{9^{9}}}") in ("timeout", "oom", "incorrect", "unparsable")
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 150
     assert pool.compare("1+x", "x+1") == "correct"
 
 
-def test_the_clock_kills_what_uses_no_processor_time(tmp_path):
-    with WorkerPool(wall_seconds=0.5) as pool:
+def test_the_clock_kills_what_uses_no_processor_time():
+    with WorkerPool() as pool:
         assert pool.compare("1+x", "x+1") == "correct"
         (pid,) = running(pool)
         os.kill(pid, signal.SIGSTOP)
+        pool.wall_seconds = 0.5
         assert pool.compare("1+x", "x+1") == "timeout"
+        pool.wall_seconds = 30
         assert not alive(pid)
         assert pool.compare("1+x", "x+1") == "correct"
 

@@ -1,0 +1,189 @@
+"""The whole job on the embedded models: distil, sample under a clock, grade, score, and report.
+
+Two students are distilled before the reader's eyes, for as many steps as a coffee lasts. That shows the machinery and
+how the divergence from the teacher falls; it does not make students worth sampling. The students that are sampled are
+shipped with the package: same configs, more steps. The report says which is which.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).parent / "assets"
+STUDENTS = {"hybrid": [1], "mamba": []}
+"""Name of each student -> layers that keep attention. Their configs have the same names."""
+
+
+def run(
+    *,
+    out: str = "runs/quickstart",
+    problems: int = 20,
+    num_samples: int = 64,
+    batch_size: int = 256,
+    temperature: float = 0.8,
+    live_steps: int = 100,
+    seed: int = 0,
+) -> None:
+    """Run the whole job on the embedded teacher, end to end, and write a report.
+
+    Args:
+        out: Folder for students, completions, verdicts, benchmark and report.html.
+        problems: Test problems, from the first.
+        num_samples: Completions a problem and model.
+        batch_size: Rows decoded together.
+        temperature: Of the sampling.
+        live_steps: Steps of distillation of each student; 0 leaves it out.
+        seed: Of everything random.
+    """
+    import rich
+
+    from lit_thinkfast.analysis import build_report, table
+    from lit_thinkfast.data.problems import load_problems
+    from lit_thinkfast.records import write_jsonl
+
+    if problems < 1 or num_samples < 1 or live_steps < 0:
+        raise ValueError(
+            f"problems and num_samples must be at least 1 and live_steps at least 0, "
+            f"got {problems}, {num_samples} and {live_steps}"
+        )
+    started = time.monotonic()
+    folder = Path(out)
+    console = rich.get_console()
+    notes = []
+
+    if live_steps:
+        console.rule("1/5  distilling two students from the embedded teacher")
+        live = {name: _distil(name, folder / "live" / name, steps=live_steps, seed=seed) for name in STUDENTS}
+        (folder / "live").mkdir(parents=True, exist_ok=True)
+        (folder / "live" / "progress.json").write_text(json.dumps(live, indent=2))
+        notes.append(_told(live, live_steps))
+        console.print(notes[-1])
+
+    console.rule("2/5  sampling teacher and shipped students under a clock")
+    chosen = load_problems("arithmetic", split="test", limit=problems)
+    write_jsonl(chosen, folder / "problems.jsonl")
+    for name in ("teacher", *STUDENTS):
+        _sample(name, folder, num_samples=num_samples, batch_size=batch_size, temperature=temperature, seed=seed)
+
+    console.rule("3/5  grading and scoring with the shipped reward model")
+    runs = {name: _graded(name, folder) for name in ("teacher", *STUDENTS)}
+
+    console.rule("4/5  decode speed and memory against batch size")
+    points = _benchmark(folder)
+
+    console.rule("5/5  the report")
+    notes.append(
+        "The students whose curves are shown are shipped with the package; they were trained from this same teacher "
+        "with the configs of the live distillation and more steps, as docs/teacher.md tells."
+    )
+    page = build_report(
+        runs, folder / "report.html", benchmark=points, problems=chosen, notes=notes, title="lit-thinkfast quickstart"
+    )
+    console.print(table(runs))
+    console.print(f"{page} written after {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)
+
+
+def config_file(name: str) -> Path:
+    """Return a config of the arithmetic world, from the wheel or, in a checkout, from ``configs/``."""
+    for parent in (Path(__file__).parent, Path(__file__).parent.parent):
+        path = parent / "configs" / "arithmetic" / f"{name}.yaml"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"the config arithmetic/{name}.yaml is not installed; install lit-thinkfast again")
+
+
+def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, float]:
+    """Convert the teacher and train the student for a while; return the held-out divergence before and after."""
+    import shutil
+
+    from lit_thinkfast.cli import instantiate
+    from lit_thinkfast.models import convert_folder
+
+    shutil.rmtree(folder, ignore_errors=True)
+    convert_folder(ASSETS / "teacher", folder / "start", attention_layers=STUDENTS[name], seed=seed)
+    made = instantiate(
+        [
+            *("--config", str(config_file(name))),
+            *("--model.init_args.student", str(folder / "start")),
+            *("--model.init_args.teacher.init_args.path", str(ASSETS / "teacher")),
+            *("--data.init_args.tokenizer", "arithmetic"),
+            *("--trainer.max_steps", str(steps)),
+            *("--trainer.default_root_dir", str(folder)),
+            *("--trainer.limit_val_batches", "8"),
+            *("--trainer.val_check_interval", str(steps)),
+            *("--seed_everything", str(seed)),
+        ]
+    )
+    begun = time.monotonic()
+    before = made.trainer.validate(made.model, made.datamodule, verbose=False)[0]
+    made.trainer.fit(made.model, made.datamodule)
+    after: dict[str, Any] = {key: float(value) for key, value in made.trainer.callback_metrics.items()}
+    return {
+        "steps": steps,
+        "seconds": time.monotonic() - begun,
+        "kl_before": before["val/kl"],
+        "kl_after": after["val/kl"],
+        "top1_before": before["val/top1_agreement"],
+        "top1_after": after["val/top1_agreement"],
+    }
+
+
+def _told(live: dict[str, dict[str, float]], steps: int) -> str:
+    parts = [
+        f"the {name} student's divergence from the teacher on held-out text fell from {v['kl_before']:.3f} to "
+        f"{v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
+        f"before and {v['top1_after']:.1%} after ({v['seconds']:.0f} s)"
+        for name, v in live.items()
+    ]
+    return f"Live distillation, {steps} steps each: {'; '.join(parts)}."
+
+
+def _sample(
+    name: str, folder: Path, *, num_samples: int, batch_size: int, temperature: float, seed: int
+) -> None:
+    from lit_thinkfast import tools
+
+    tools.generate(
+        model=str(ASSETS / name),
+        problems=str(folder / "problems.jsonl"),
+        out=str(folder / name / "completions.jsonl"),
+        name=name,
+        num_samples=num_samples,
+        temperature=temperature,
+        max_new_tokens=1024,
+        batch_size=batch_size,
+        seed=seed,
+        device="cpu",
+    )
+
+
+def _graded(name: str, folder: Path) -> Any:
+    from lit_thinkfast import tools
+
+    tools.verify(
+        problems=str(folder / "problems.jsonl"),
+        completions=str(folder / name / "completions.jsonl"),
+        out=str(folder / name / "verdicts.jsonl"),
+        reward_model=str(ASSETS / "reward_model"),
+        device="cpu",
+    )
+    return tools.read_run(folder / name / "completions.jsonl", folder / name / "verdicts.jsonl")
+
+
+def _benchmark(folder: Path) -> Any:
+    from lit_thinkfast.generation.benchmark import benchmark_to_file
+    from lit_thinkfast.models import load_model
+    from lit_thinkfast.terminal import progress_bar
+
+    models = {name: load_model(ASSETS / name) for name in ("teacher", *STUDENTS)}
+    with progress_bar("decoding") as update:
+        return benchmark_to_file(
+            models,
+            folder / "benchmark.json",
+            prompt_tokens=384,
+            generate_tokens=64,
+            batch_sizes=(1, 4, 16, 64, 256),
+            rounds=3,
+            on_run=lambda done, total, name: update(done, total, name),
+        )

@@ -1,0 +1,181 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import lit_thinkfast
+from lit_thinkfast.data.arithmetic import problems as arithmetic_problems
+from lit_thinkfast.data.prompts import encode_example, render_prompt
+from lit_thinkfast.records import Completion, Example, Problem, RecordError, Verdict, read_jsonl, write_jsonl
+from lit_thinkfast.verification import ProcessRewardModel, RewardScore, grade_files
+from lit_thinkfast.verification.reward import NO_STEP, aggregate
+
+TOKENIZER = Path(lit_thinkfast.__file__).parent / "assets" / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=400,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def completion(problem, text, sample=0):
+    return Completion(problem.id, sample, text, 1, 1, "stop", 0.0, 0.0)
+
+
+PROBLEMS = [Problem("p", "What is 2 + 3?", "5"), Problem("q", "How many, then?", "7")]
+TEXTS = ["a=2+3\na=5\nThe answer is \\boxed{5}.", "a=2+3\na=6\nThe answer is \\boxed{6}.\n", "one line", "\n\nx\n"]
+
+
+def naive(folder, problem, text):
+    """Log-odds step by step: a forward pass of its own on each prefix that ends with a newline."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), LlamaForCausalLM.from_pretrained(folder).eval()
+    plus, minus = (tokenizer.convert_tokens_to_ids(sign) for sign in "+-")
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    assert len(newline) == 1
+    ids = render_prompt(tokenizer, problem.question)
+    steps = []
+    for token in tokenizer(text if text.endswith("\n") else text + "\n", add_special_tokens=False)["input_ids"]:
+        ids.append(token)
+        if token == newline[0]:
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1].float()
+            steps.append((logits[plus] - logits[minus]).item())
+    return steps
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_one_batched_pass_scores_what_prefix_after_prefix_does(folder, batch_size):
+    pairs = [(p, completion(p, text, s)) for p in PROBLEMS for s, text in enumerate(TEXTS)]
+    scores = ProcessRewardModel(folder, batch_size=batch_size).score(PROBLEMS, [c for _, c in pairs])
+    for (problem, made), score in zip(pairs, scores, strict=True):
+        expected = naive(folder, problem, made.text)
+        assert score.step_log_odds == pytest.approx(expected, abs=2e-4)
+        assert score.log_odds == score.step_log_odds[-1]
+        assert score.score == pytest.approx(torch.sigmoid(torch.tensor(score.log_odds)).item(), rel=1e-6)
+
+
+def test_steps_are_scored_where_training_puts_their_labels(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    problem = arithmetic_problems("train", count=1)[0]
+    lines = problem.solution.count("\n") + 1
+    example = Example("e", problem.question, problem.solution, step_labels=(True,) * lines)
+    _, labels = encode_example(tokenizer, example)
+    from lit_thinkfast.verification.reward import _encode
+
+    ids, ends = _encode(tokenizer, problem, completion(problem, problem.solution), {}, 10_000)
+    assert [end + 1 for end in ends] == [t for t, label in enumerate(labels) if label != -100]
+    assert ids == encode_example(tokenizer, example)[0][: len(ids)]
+
+
+def test_empty_and_overlong_texts_have_a_finite_score(folder):
+    model = ProcessRewardModel(folder)
+    empty, long = model.score(PROBLEMS, [completion(PROBLEMS[0], ""), completion(PROBLEMS[0], "1+1=2\n" * 200, 1)])
+    assert empty == RewardScore((), NO_STEP)
+    assert 0 < empty.score < 1e-40
+    assert 0 < len(long.step_log_odds) < 200
+    assert model.score(PROBLEMS, []) == []
+
+
+def test_aggregation_from_log_odds_equals_that_of_probabilities():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        steps = rng.normal(0, 4, rng.integers(1, 12))
+        p = 1 / (1 + np.exp(-steps))
+        expected = {"last": p[-1], "min": p.min(), "product": p.prod(), "mean": p.mean()}
+        for name, value in expected.items():
+            made = RewardScore(tuple(steps), aggregate(list(steps), name))
+            assert made.score == pytest.approx(value, rel=1e-5)
+            assert np.float32(made.log_odds) == made.log_odds
+
+
+def test_aggregation_keeps_apart_what_probabilities_cannot():
+    for name in ("last", "min", "product", "mean"):
+        values = [aggregate([x, x], name) for x in (-900.0, -40.0, 30.0, 40.0, 60.0, 800.0)]
+        assert all(math.isfinite(value) for value in values)
+        assert values == sorted(values)
+        if name != "product":  # beyond 1 - 1e-16, a product of two can only be told from 1 by its log
+            assert len(set(values)) == 6
+    assert aggregate([40.0, 40.0], "product") == pytest.approx(40 - math.log(2))
+
+
+def test_what_is_no_reward_model_is_refused_in_one_line(folder, tmp_path):
+    with pytest.raises(ValueError, match="aggregation 'best'"):
+        ProcessRewardModel(folder, aggregation="best")
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        ProcessRewardModel(folder, dtype="int8")
+    with pytest.raises(ValueError, match="batch_size 0"):
+        ProcessRewardModel(folder, batch_size=0)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        ProcessRewardModel(tmp_path / "nothing").load()
+    with pytest.raises(ValueError, match="which is not among the 1 problems"):
+        ProcessRewardModel(folder).score(PROBLEMS[:1], [completion(PROBLEMS[1], "x")])
+
+
+def test_a_file_is_graded_and_scored(folder, tmp_path):
+    made = [completion(p, text, s) for p in PROBLEMS for s, text in enumerate(TEXTS)]
+    write_jsonl(made, tmp_path / "completions.jsonl")
+    seen = []
+    summary = grade_files(
+        PROBLEMS,
+        tmp_path / "completions.jsonl",
+        tmp_path / "verdicts.jsonl",
+        reward_model=ProcessRewardModel(folder, aggregation="min"),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    verdicts = list(read_jsonl(Verdict, tmp_path / "verdicts.jsonl"))
+    assert [(v.problem_id, v.sample) for v in verdicts] == [(c.problem_id, c.sample) for c in made]
+    assert [v.outcome for v in verdicts[:4]] == ["correct", "incorrect", "unparsable", "unparsable"]
+    assert summary.verdicts == 8
+    assert summary.outcomes == {"correct": 1, "incorrect": 3, "unparsable": 4}
+    assert summary.scoring_seconds > 0
+    assert seen == [(8, 8)]
+    for verdict in verdicts:
+        assert 0 < verdict.score < 1
+        assert verdict.score == pytest.approx(1 / (1 + math.exp(-min(verdict.step_scores))), rel=1e-6)
+        assert verdict.reward_model.endswith("(min)")
+
+
+def test_grading_without_a_reward_model_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_thinkfast.verification.files.CHUNK", 3)
+    made = [completion(PROBLEMS[s % 2], "#### 5", s) for s in range(7)]
+    write_jsonl(made, tmp_path / "c.jsonl")
+    seen = []
+    summary = grade_files(PROBLEMS, tmp_path / "c.jsonl", tmp_path / "v.jsonl", progress=lambda *at: seen.append(at))
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+    assert summary.scoring_seconds is None
+    assert [v.score for v in read_jsonl(Verdict, tmp_path / "v.jsonl")] == [None] * 7
+
+
+def test_bad_files_leave_no_verdicts(tmp_path):
+    out = tmp_path / "v.jsonl"
+    with pytest.raises(FileNotFoundError):
+        grade_files(PROBLEMS, tmp_path / "none.jsonl", out)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="no completions in this file"):
+        grade_files(PROBLEMS, tmp_path / "empty.jsonl", out)
+    write_jsonl([completion(PROBLEMS[0], "#### 5")], tmp_path / "torn.jsonl")
+    with open(tmp_path / "torn.jsonl", "a") as lines:
+        lines.write('{"problem_id": "p", "sam')
+    with pytest.raises(RecordError, match=r"torn\.jsonl:2"):
+        grade_files(PROBLEMS, tmp_path / "torn.jsonl", out)
+    assert not out.exists()
