@@ -139,6 +139,8 @@ def instantiate(args: Sequence[str]) -> Any:
     Args:
         args: As after ``lit-thinkfast fit``, for example ``["--config", "configs/arithmetic/teacher.yaml"]``.
     """
+    _guard_imports()
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python")
     return _trainer_cli(list(args), run=False)
 
 

@@ -139,9 +139,7 @@ def _told(live: dict[str, dict[str, float]], steps: int) -> str:
     return f"Live distillation, {steps} steps each: {'; '.join(parts)}."
 
 
-def _sample(
-    name: str, folder: Path, *, num_samples: int, batch_size: int, temperature: float, seed: int
-) -> None:
+def _sample(name: str, folder: Path, *, num_samples: int, batch_size: int, temperature: float, seed: int) -> None:
     from lit_thinkfast import tools
 
     tools.generate(

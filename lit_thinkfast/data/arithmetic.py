@@ -27,8 +27,22 @@ Operator = Literal["+", "-", "*"]
 TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
 """Folder of the tokenizer built for this world (byte-level, digits apart, with a chat template)."""
 
-LEVELS: dict[int, tuple[int, int]] = {1: (1, 1), 2: (2, 3), 3: (4, 5), 4: (6, 8)}
-"""Level -> least and most number of people whose count must be derived before the question is answered."""
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How hard problems are.
+
+    Attributes:
+        people: Least and most number of people whose count must be derived before the question is answered.
+        turned: Share of comparisons told from the other side: "B has 5 fewer than A" to say what A has.
+    """
+
+    people: tuple[int, int]
+    turned: float
+
+
+LEVELS = {1: Level((1, 1), 0.0), 2: Level((2, 3), 0.0), 3: Level((2, 3), 0.4), 4: Level((4, 5), 0.4)}
+"""Level of difficulty -> what it means. Solutions have some 350, 600, 600 and 950 tokens."""
 
 DEFAULT_LEVEL = 2
 
@@ -127,7 +141,7 @@ def generate_problem(
         raise ValueError(f"split {split!r} is not one of train, validation, test")
     rng = random.Random(f"{seed}/{split}/{level}/{index}")
     while True:
-        question = _tell(*_draw(rng, level), rng)
+        question = _tell(*_draw(rng, level), rng, turned=LEVELS[level].turned)
         if split_of(question) == split:
             lines, answer = _solve(question)
             return ArithmeticProblem(f"{split}/{level}/{seed}/{index}", question, "\n".join(lines), str(answer), level)
@@ -165,7 +179,7 @@ def check_steps(question: str, solution: str) -> list[bool]:
 def _draw(rng: random.Random, level: int) -> tuple[list[Fact], Fact, str]:
     """Draw facts in an order in which each rests on earlier ones, the fact that is asked for, and the kind of thing."""
     while True:
-        steps = rng.randint(*LEVELS[level])
+        steps = rng.randint(*LEVELS[level].people)
         people = rng.sample(NAMES, steps + 1)
         counts = {people[0]: rng.randint(100, 899)}
         facts = [Fact(people[0], counts[people[0]])]
@@ -202,12 +216,12 @@ def _value(fact: Fact, counts: dict[str, int]) -> int:
     return {None: left, "+": left + right, "-": left - right, "*": left * right}[fact.operator]
 
 
-def _tell(facts: list[Fact], asked: Fact, items: str, rng: random.Random) -> str:
-    """Put facts and question into words. Sums and differences have two wordings each, which :func:`_parse` undoes."""
+def _tell(facts: list[Fact], asked: Fact, items: str, rng: random.Random, *, turned: float) -> str:
+    """Put facts and question into words. A comparison has two wordings, which :func:`_parse` tells apart."""
     sentences = []
     for fact in facts:
         a, b, x = fact.person, fact.left, fact.right
-        turned = rng.random() < 0.4
+        other_side = rng.random() < turned
         if fact.operator is None:
             sentences.append(f"{a} has {b} {items}.")
         elif fact.operator == "*":
@@ -216,11 +230,11 @@ def _tell(facts: list[Fact], asked: Fact, items: str, rng: random.Random) -> str
             sentences.append(f"{a} has as many {items} as {b} and {x} together.")
         elif fact.operator == "+":
             sentences.append(
-                f"{b} has {x} fewer {items} than {a}." if turned else f"{a} has {x} more {items} than {b}."
+                f"{b} has {x} fewer {items} than {a}." if other_side else f"{a} has {x} more {items} than {b}."
             )
         else:
             sentences.append(
-                f"{b} has {x} more {items} than {a}." if turned else f"{a} has {x} fewer {items} than {b}."
+                f"{b} has {x} more {items} than {a}." if other_side else f"{a} has {x} fewer {items} than {b}."
             )
     if asked.operator == "+":
         sentences.append(f"How many {items} do {asked.left} and {asked.right} have together?")

@@ -79,7 +79,12 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
             AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(partial)
         if target.exists():
             target.rename(replaced)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
     finally:
         for leftover in (partial, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -88,7 +93,9 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
 
 def only_attention(model: Any) -> bool:
     """Whether ``model`` is one of ours without any recurrent layer."""
-    return set(getattr(model.config, "layer_mixers", None) or [""]) == {"attention"}
+    from lit_thinkfast.models import HybridForCausalLM
+
+    return isinstance(model, HybridForCausalLM) and set(model.config.layer_mixers or []) == {"attention"}
 
 
 @contextmanager
