@@ -26,6 +26,7 @@ TRAINER_VERBS = {
 }
 TOOL_VERBS = {
     "convert": "teacher folder or hub id -> student folder",
+    "export": "model -> Hugging Face folder in a type of your choice",
     "generate": "problems -> completions (JSON lines, resumable, timed)",
     "verify": "completions -> verdicts, with reward scores if a reward model is given",
     "evaluate": "generate + verify + metrics in one; or metrics from files",

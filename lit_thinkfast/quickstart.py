@@ -23,6 +23,7 @@ def run(
     batch_size: int = 256,
     temperature: float = 0.8,
     live_steps: int = 100,
+    decode_batch_sizes: str = "1,4,16,64,256",
     seed: int = 0,
 ) -> None:
     """Run the whole job on the embedded teacher, end to end, and write a report.
@@ -34,19 +35,22 @@ def run(
         batch_size: Rows decoded together.
         temperature: Of the sampling.
         live_steps: Steps of distillation of each student; 0 leaves it out.
+        decode_batch_sizes: Batch sizes at which decode speed and memory are measured.
         seed: Of everything random.
     """
     import rich
 
-    from lit_thinkfast.analysis import build_report, table
+    from lit_thinkfast.analysis import build_report, compare_models, table
     from lit_thinkfast.data.problems import load_problems
     from lit_thinkfast.records import write_jsonl
+    from lit_thinkfast.tools import numbers
 
     if problems < 1 or num_samples < 1 or live_steps < 0:
         raise ValueError(
             f"problems and num_samples must be at least 1 and live_steps at least 0, "
             f"got {problems}, {num_samples} and {live_steps}"
         )
+    sizes = numbers(decode_batch_sizes, option="decode_batch_sizes")
     started = time.monotonic()
     folder = Path(out)
     console = rich.get_console()
@@ -70,17 +74,23 @@ def run(
     runs = {name: _graded(name, folder) for name in ("teacher", *STUDENTS)}
 
     console.rule("4/5  decode speed and memory against batch size")
-    points = _benchmark(folder)
+    points = _benchmark(folder, sizes)
 
     console.rule("5/5  the report")
     notes.append(
         "The students whose curves are shown are shipped with the package; they were trained from this same teacher "
         "with the configs of the live distillation and more steps, as docs/teacher.md tells."
     )
+    comparison = compare_models(runs, baseline="teacher")
     page = build_report(
-        runs, folder / "report.html", benchmark=points, problems=chosen, notes=notes, title="lit-thinkfast quickstart"
+        comparison,
+        folder / "report.html",
+        benchmark=points,
+        problems=chosen,
+        notes=notes,
+        title="lit-thinkfast quickstart",
     )
-    console.print(table(runs))
+    console.print(table(comparison))
     console.print(f"{page} written after {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)
 
 
@@ -169,7 +179,7 @@ def _graded(name: str, folder: Path) -> Any:
     return tools.read_run(folder / name / "completions.jsonl", folder / name / "verdicts.jsonl")
 
 
-def _benchmark(folder: Path) -> Any:
+def _benchmark(folder: Path, sizes: list[int]) -> Any:
     from lit_thinkfast.generation.benchmark import benchmark_to_file
     from lit_thinkfast.models import load_model
     from lit_thinkfast.terminal import progress_bar
@@ -181,7 +191,7 @@ def _benchmark(folder: Path) -> Any:
             folder / "benchmark.json",
             prompt_tokens=384,
             generate_tokens=64,
-            batch_sizes=(1, 4, 16, 64, 256),
+            batch_sizes=sizes,
             rounds=3,
             on_run=lambda done, total, name: update(done, total, name),
         )

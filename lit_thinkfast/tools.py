@@ -61,6 +61,30 @@ def convert_teacher(
     print(f"{out}: {size:,} parameters, layers {' '.join(student.config.layer_mixers or [])}")
 
 
+def export(*, model: str, out: str, dtype: Dtype | None = None) -> None:
+    """Write a model as a folder for others: weights in a type of your choice, tokenizer, chat template, settings.
+
+    A model whose layers all have attention is written as the stock class of its family, which any program reads.
+
+    Args:
+        model: Folder or hub id of a student or of a Transformer.
+        out: Folder to write.
+        dtype: Of the weights in the file, as they are if not given; decay parameters of mixers stay in float32.
+    """
+    import torch
+
+    from lit_thinkfast.distill.students import only_attention
+    from lit_thinkfast.models.convert import check_free, save_folder, to_stock
+    from lit_thinkfast.models.loading import load_stock, load_tokenizer
+
+    check_free(out)
+    made = load_stock(model, dtype=None if dtype is None else getattr(torch, dtype))
+    if only_attention(made):
+        made = to_stock(made)  # type: ignore[arg-type]
+    save_folder(made, out, tokenizer=load_tokenizer(model))
+    print(f"{out}: {type(made).__name__}, {sum(p.numel() for p in made.parameters()):,} parameters in {made.dtype}")
+
+
 def generate(
     *,
     model: str,
@@ -298,7 +322,7 @@ def benchmark(
 
     from lit_thinkfast.generation.benchmark import benchmark_to_file
 
-    sizes = _numbers(batch_sizes, option="batch_sizes")
+    sizes = numbers(batch_sizes, option="batch_sizes")
     loaded = {name: _load(path, device=device, dtype=dtype) for name, path in models.items()}
     with progress_bar("decoding") as update:
         points = benchmark_to_file(
@@ -335,15 +359,16 @@ def report(
     """
     import rich
 
-    from lit_thinkfast.analysis import build_report, table
+    from lit_thinkfast.analysis import build_report, compare_models, table
     from lit_thinkfast.generation.benchmark import read_points
     from lit_thinkfast.records import Problem, read_jsonl
 
     points = read_points(benchmark) if benchmark is not None else None
     loaded = {name: _run(Path(folder)) for name, folder in runs.items()}
     asked = {p.id: p for d in runs.values() for p in read_jsonl(Problem, Path(d) / "problems.jsonl")}
-    build_report(loaded, out, benchmark=points, problems=list(asked.values()), notes=notes, title=title)
-    rich.print(table(loaded))
+    comparison = compare_models(loaded, baseline=next(iter(loaded)))
+    build_report(comparison, out, benchmark=points, problems=list(asked.values()), notes=notes, title=title)
+    rich.print(table(comparison))
     print(f"written to {out}")
 
 
@@ -409,13 +434,13 @@ def _device(name: str) -> str:
 def _layers(given: list[int] | str | None) -> list[int] | None:
     if given == "none":
         return []
-    return given if given is None else _numbers(given, option="attention_layers")
+    return given if given is None else numbers(given, option="attention_layers")
 
 
-def _numbers(given: Sequence[int] | str, *, option: str) -> list[int]:
+def numbers(given: Sequence[int] | str, *, option: str) -> list[int]:
     """Read ``3,7`` as ``[3, 7]``; lists of a configuration file pass.
 
-    >>> _numbers("3, 7", option="layers")
+    >>> numbers("3, 7", option="layers")
     [3, 7]
     """
     try:
