@@ -27,22 +27,9 @@ Operator = Literal["+", "-", "*"]
 TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
 """Folder of the tokenizer built for this world (byte-level, digits apart, with a chat template)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """How hard problems are.
-
-    Attributes:
-        people: Least and most number of people whose count must be derived before the question is answered.
-        turned: Share of comparisons told from the other side: "B has 5 fewer than A" to say what A has.
-    """
-
-    people: tuple[int, int]
-    turned: float
-
-
-LEVELS = {1: Level((1, 1), 0.0), 2: Level((2, 3), 0.0), 3: Level((2, 3), 0.4), 4: Level((4, 5), 0.4)}
-"""Level of difficulty -> what it means. Solutions have some 350, 600, 600 and 950 tokens."""
+LEVELS: dict[int, tuple[int, int]] = {1: (1, 1), 2: (2, 3), 3: (4, 5), 4: (6, 8)}
+"""Level -> least and most number of people whose count must be derived before the question is answered.
+Solutions have some 350, 600, 950 and 1400 tokens."""
 
 DEFAULT_LEVEL = 2
 
@@ -141,7 +128,7 @@ def generate_problem(
         raise ValueError(f"split {split!r} is not one of train, validation, test")
     rng = random.Random(f"{seed}/{split}/{level}/{index}")
     while True:
-        question = _tell(*_draw(rng, level), rng, turned=LEVELS[level].turned)
+        question = _tell(*_draw(rng, level))
         if split_of(question) == split:
             lines, answer = _solve(question)
             return ArithmeticProblem(f"{split}/{level}/{seed}/{index}", question, "\n".join(lines), str(answer), level)
@@ -179,7 +166,7 @@ def check_steps(question: str, solution: str) -> list[bool]:
 def _draw(rng: random.Random, level: int) -> tuple[list[Fact], Fact, str]:
     """Draw facts in an order in which each rests on earlier ones, the fact that is asked for, and the kind of thing."""
     while True:
-        steps = rng.randint(*LEVELS[level].people)
+        steps = rng.randint(*LEVELS[level])
         people = rng.sample(NAMES, steps + 1)
         counts = {people[0]: rng.randint(100, 899)}
         facts = [Fact(people[0], counts[people[0]])]
@@ -216,64 +203,44 @@ def _value(fact: Fact, counts: dict[str, int]) -> int:
     return {None: left, "+": left + right, "-": left - right, "*": left * right}[fact.operator]
 
 
-def _tell(facts: list[Fact], asked: Fact, items: str, rng: random.Random, *, turned: float) -> str:
-    """Put facts and question into words. A comparison has two wordings, which :func:`_parse` tells apart."""
+_WORDS: dict[str, Operator] = {"plus": "+", "minus": "-", "times": "*"}
+_SPOKEN = {operator: word for word, operator in _WORDS.items()}
+_HAS = re.compile(r"[A-J]: (\w+) has (\d+) \w+\.")
+_DERIVED = re.compile(r"[A-J]: (\w+) has (\w+)'s \w+ (plus|minus|times) (\d+|(\w+)'s)\.")
+_ASKED = re.compile(r"[A-J]: What are (\w+)'s \w+ (plus|minus) (\w+)'s\?")
+
+
+def _tell(facts: list[Fact], asked: Fact, items: str) -> str:
+    """Put facts and question into words, one a line; :func:`_parse` reads them back.
+
+    In every sentence the names stand at fixed distances from each other, so that a small model can learn to look them
+    up within the minutes of training that a CPU can spend.
+    """
     sentences = []
     for fact in facts:
-        a, b, x = fact.person, fact.left, fact.right
-        other_side = rng.random() < turned
+        right = fact.right if isinstance(fact.right, int) else f"{fact.right}'s"
         if fact.operator is None:
-            sentences.append(f"{a} has {b} {items}.")
-        elif fact.operator == "*":
-            sentences.append(f"{a} has {x} times as many {items} as {b}.")
-        elif isinstance(x, str):
-            sentences.append(f"{a} has as many {items} as {b} and {x} together.")
-        elif fact.operator == "+":
-            sentences.append(
-                f"{b} has {x} fewer {items} than {a}." if other_side else f"{a} has {x} more {items} than {b}."
-            )
+            sentences.append(f"{fact.person} has {fact.left} {items}.")
         else:
-            sentences.append(
-                f"{b} has {x} more {items} than {a}." if other_side else f"{a} has {x} fewer {items} than {b}."
-            )
-    if asked.operator == "+":
-        sentences.append(f"How many {items} do {asked.left} and {asked.right} have together?")
-    else:
-        sentences.append(f"How many more {items} does {asked.left} have than {asked.right}?")
+            sentences.append(f"{fact.person} has {fact.left}'s {items} {_SPOKEN[fact.operator]} {right}.")
+    assert asked.operator is not None
+    sentences.append(f"What are {asked.left}'s {items} {_SPOKEN[asked.operator]} {asked.right}'s?")
     return "\n".join(f"{label}: {sentence}" for label, sentence in zip(LABELS, sentences, strict=False))
 
 
-_SENTENCES = (
-    ("count", re.compile(r"(\w+) has (\d+) \w+")),
-    ("compare", re.compile(r"(\w+) has (\d+) (more|fewer) \w+ than (\w+)")),
-    ("times", re.compile(r"(\w+) has (\d+) times as many \w+ as (\w+)")),
-    ("sum", re.compile(r"(\w+) has as many \w+ as (\w+) and (\w+) together")),
-    ("ask-sum", re.compile(r"How many \w+ do (\w+) and (\w+) have together")),
-    ("ask-more", re.compile(r"How many more \w+ does (\w+) have than (\w+)")),
-)
-
-
 def _parse(question: str) -> list[tuple[str, Fact]]:
-    """Read each sentence back as the fact it states; the last one is the question itself."""
+    """Read each line back as the fact it states; the last one is the question itself."""
     facts: list[tuple[str, Fact]] = []
     known: set[str] = set()
     for line in question.split("\n"):
-        text = line.partition(": ")[2][:-1]
-        kind, match = next(((k, m) for k, p in _SENTENCES if (m := p.fullmatch(text))), ("", None))
-        if match is None:
-            raise ValueError(f"not a problem of the arithmetic world: cannot read {line!r}")
-        g = match.groups()
-        if kind == "count":
-            fact = Fact(g[0], int(g[1]))
-        elif kind == "compare":
-            person, base, more = (g[0], g[3], g[2] == "more") if g[3] in known else (g[3], g[0], g[2] == "fewer")
-            fact = Fact(person, base, "+" if more else "-", int(g[1]))
-        elif kind == "times":
-            fact = Fact(g[0], g[2], "*", int(g[1]))
-        elif kind == "sum":
-            fact = Fact(g[0], g[1], "+", g[2])
+        if match := _HAS.fullmatch(line):
+            fact = Fact(match[1], int(match[2]))
+        elif match := _DERIVED.fullmatch(line):
+            fact = Fact(match[1], match[2], _WORDS[match[3]], match[5] or int(match[4]))
+        elif match := _ASKED.fullmatch(line):
+            fact = Fact(ANSWER, match[1], _WORDS[match[2]], match[3])
         else:
-            fact = Fact(ANSWER, g[0], "+" if kind == "ask-sum" else "-", g[1])
+            raise ValueError(f"not a problem of the arithmetic world: cannot read {line!r}")
         if unknown := [x for x in (fact.left, fact.right) if isinstance(x, str) and x not in known]:
             raise ValueError(f"not a problem of the arithmetic world: nothing is known of {unknown[0]} in {line!r}")
         facts.append((line, fact))
@@ -294,10 +261,10 @@ def _solve(question: str) -> tuple[list[str], int]:
             left = counts[fact.left] if isinstance(fact.left, str) else fact.left
             right = counts[fact.right] if isinstance(fact.right, str) else fact.right
             lines.append(f"So {fact.person} = {fact.left} {fact.operator} {fact.right}")
-            lines += [f"count {name} {counts[name]}" for name in (fact.left, fact.right) if isinstance(name, str)]
+            lines += [f"{name}={counts[name]}" for name in (fact.left, fact.right) if isinstance(name, str)]
             lines.append(f"work {left}{fact.operator}{right}")
             lines += {"+": _add, "-": _subtract, "*": _multiply}[fact.operator](left, right)
-        lines.append(f"count {fact.person} {value}")
+        lines.append(f"{fact.person}={value}")
         if fact.operator == "+":
             lines += [f"check {value}-{right}", *_subtract(value, right), f"back to {left}"]
         elif fact.operator == "-":

@@ -11,32 +11,20 @@ from lit_thinkfast.data.arithmetic import LEVELS, check_steps, generate_problem,
 
 
 def solve_independently(question: str) -> int:
-    """Read the question with other means than the library: substitute until nothing changes."""
-    counts, rules = {}, []
+    """Read the question with other means than the library: word by word, substituting as it goes."""
+    counts = {}
     for sentence in question.splitlines():
-        words = sentence.strip(".?").split()[1:]
-        if words[0] == "How":
-            asked = words
-        elif "together" in words:
-            rules.append((words[0], lambda c, a=words[6], b=words[8]: c[a] + c[b]))
-        elif "times" in words:
-            rules.append((words[0], lambda c, a=words[-1], m=int(words[2]): c[a] * m))
-        elif "than" in words:
-            a, b, x = words[0], words[-1], int(words[2]) * (1 if words[3] == "more" else -1)
-            rules.append((a, lambda c, b=b, x=x: c[b] + x))
-            rules.append((b, lambda c, a=a, x=x: c[a] - x))
-        else:
+        words = sentence.strip(".?").replace("'s", "").split()[1:]
+        if words[0] == "What":
+            person, left, word, right = "?", words[2], words[4], words[5]
+        elif len(words) == 4:
             counts[words[0]] = int(words[2])
-    for _ in rules:
-        for name, rule in rules:
-            if name not in counts:
-                try:
-                    counts[name] = rule(counts)
-                except KeyError:
-                    continue
-    if "together" in asked:
-        return counts[asked[4]] + counts[asked[6]]
-    return counts[asked[5]] - counts[asked[8]]
+            continue
+        else:
+            person, left, word, right = words[0], words[2], words[4], words[5]
+        a, b = counts[left], counts.get(right) or int(right)
+        counts[person] = {"plus": a + b, "minus": a - b, "times": a * b}[word]
+    return counts["?"]
 
 
 @pytest.mark.parametrize("level", LEVELS)
