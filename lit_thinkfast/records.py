@@ -183,11 +183,24 @@ def from_json(kind: type[R], line: str, where: str = "line") -> R:
         RecordError: Not JSON, not an object, a field unknown, missing, or of the wrong type. The message starts with
             ``where``.
     """
+    return from_dict(kind, parse_object(line, where), where)
+
+
+def parse_object(line: str, where: str = "line") -> dict[str, Any]:
+    """Read one line of JSON that is an object.
+
+    Raises:
+        RecordError: It is not. The message starts with ``where``.
+    """
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise RecordError(f"{where}: not a line of JSON ({error.msg} at column {error.colno})") from None
-    return from_dict(kind, values, where)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand open brackets
+        raise RecordError(f"{where}: not a readable line of JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise RecordError(f"{where}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def from_dict(kind: type[R], values: Any, where: str = "record") -> R:

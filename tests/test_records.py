@@ -37,7 +37,9 @@ def test_round_trip(record, tmp_path):
     ("line", "message"),
     [
         ('{"id": "x", "question": "q"', "not a line of JSON"),
-        ("[1]", "expected a JSON object for Problem, got list"),
+        ("[1]", "expected a JSON object, got list"),
+        ("[" * 100_000, "not a readable line of JSON"),
+        ('{"id": ' + "9" * 5000 + "}", "not a readable line of JSON"),
         ('{"id": "x", "question": "q"}', "Problem lacks the field 'answer'"),
         ('{"id": "x", "question": "q", "answer": 4}', "field 'answer': expected str, got int"),
         ('{"id": "x", "question": "q", "answer": "4", "anser": "4"}', "Problem has no field 'anser'"),

@@ -5,7 +5,6 @@ A row carries its place (``path:line``) so that whatever is wrong with it can be
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_thinkfast.records import RecordError
+from lit_thinkfast.records import RecordError, parse_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +84,9 @@ class JsonlTable:
         where = f"{self.path}:{self._lines[index]}"
         try:
             line = self._file.readline().decode("utf-8-sig").strip()
-            values = json.loads(line)
         except UnicodeDecodeError as error:
             raise RecordError(f"{where}: not UTF-8 ({error.reason})") from None
-        except json.JSONDecodeError as error:
-            raise RecordError(f"{where}: not a line of JSON ({error.msg} at column {error.colno})") from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand open brackets
-            raise RecordError(f"{where}: not a readable line of JSON ({_first_line(error)})") from None
-        if not isinstance(values, dict):
-            raise RecordError(f"{where}: expected a JSON object, got {type(values).__name__}")
-        return Row(values, where)
+        return Row(parse_object(line, where), where)
 
 
 class ParquetTable:
