@@ -230,9 +230,9 @@ def _take_allowed_imports(argv: list[str]) -> list[str]:
 
 
 def _with_underscores(argument: str) -> str:
-    """Return ``--top-p=0.9`` as ``--top_p=0.9``; values are left alone."""
-    flag, equals, value = argument.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
+    """Return ``--top-p=0.9`` as ``--top_p=0.9``; values, and names behind a dot, are left alone."""
+    option = re.match(r"--[^=.]*", argument)
+    return argument if option is None else "--" + option[0][2:].replace("-", "_") + argument[option.end() :]
 
 
 def _is_users(error: Exception) -> bool:

@@ -5,10 +5,18 @@ how the divergence from the teacher falls; it does not make students worth sampl
 shipped with the package: same configs, more steps. The report says which is which.
 """
 
+import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lit_thinkfast.generation.journal import write_json
+
+if TYPE_CHECKING:
+    from lit_thinkfast.analysis import ModelRun
+    from lit_thinkfast.records import Problem
 
 ASSETS = Path(__file__).parent / "assets"
 STUDENTS = {"hybrid": [1], "mamba": []}
@@ -40,38 +48,42 @@ def run(
     """
     import rich
 
-    from lit_thinkfast.analysis import build_report, compare_models, table
+    from lit_thinkfast.analysis import build_report, table
     from lit_thinkfast.data.problems import load_problems
+    from lit_thinkfast.generation import SamplingConfig
     from lit_thinkfast.records import write_jsonl
-    from lit_thinkfast.tools import numbers
+    from lit_thinkfast.tools import compare_runs, numbers, sample_to_file
 
-    if problems < 1 or num_samples < 1 or live_steps < 0:
-        raise ValueError(
-            f"problems and num_samples must be at least 1 and live_steps at least 0, "
-            f"got {problems}, {num_samples} and {live_steps}"
-        )
     sizes = numbers(decode_batch_sizes, option="decode_batch_sizes")
+    if problems < 1 or live_steps < 0 or min(sizes) < 1:
+        raise ValueError(
+            f"problems and decode_batch_sizes must be at least 1 and live_steps at least 0, "
+            f"got {problems}, {decode_batch_sizes} and {live_steps}"
+        )
+    sampling = SamplingConfig(
+        num_samples=num_samples, temperature=temperature, max_new_tokens=1024, batch_size=batch_size, seed=seed
+    )
+    chosen = load_problems("arithmetic", split="test", limit=problems)
     started = time.monotonic()
     folder = Path(out)
+    _check_settings(folder / "settings.json", {**dataclasses.asdict(sampling), "problems": problems})
     console = rich.get_console()
     notes = []
 
     if live_steps:
         console.rule("1/5  distilling two students from the embedded teacher")
         live = {name: _distil(name, folder / "live" / name, steps=live_steps, seed=seed) for name in STUDENTS}
-        (folder / "live").mkdir(parents=True, exist_ok=True)
-        (folder / "live" / "progress.json").write_text(json.dumps(live, indent=2))
+        write_json(live, folder / "live" / "progress.json")
         notes.append(_told(live, live_steps))
         console.print(notes[-1])
 
     console.rule("2/5  sampling teacher and shipped students under a clock")
-    chosen = load_problems("arithmetic", split="test", limit=problems)
     write_jsonl(chosen, folder / "problems.jsonl")
     for name in ("teacher", *STUDENTS):
-        _sample(name, folder, num_samples=num_samples, batch_size=batch_size, temperature=temperature, seed=seed)
+        sample_to_file(str(ASSETS / name), chosen, _completions(folder, name), sampling=sampling, device="cpu")
 
     console.rule("3/5  grading and scoring with the shipped reward model")
-    runs = {name: _graded(name, folder) for name in ("teacher", *STUDENTS)}
+    runs = {name: _graded(chosen, _completions(folder, name)) for name in ("teacher", *STUDENTS)}
 
     console.rule("4/5  decode speed and memory against batch size")
     points = _benchmark(folder, sizes)
@@ -81,7 +93,7 @@ def run(
         "The students whose curves are shown are shipped with the package; they were trained from this same teacher "
         "with the configs of the live distillation and more steps, as docs/teacher.md tells."
     )
-    comparison = compare_models(runs, baseline="teacher")
+    comparison = compare_runs(runs)
     page = build_report(
         comparison,
         folder / "report.html",
@@ -110,8 +122,14 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
     from lit_thinkfast.cli import instantiate
     from lit_thinkfast.models import convert_folder
 
-    shutil.rmtree(folder, ignore_errors=True)
+    for made_before in ("start", "model"):
+        if (folder / made_before / "config.json").is_file():
+            shutil.rmtree(folder / made_before)
     convert_folder(ASSETS / "teacher", folder / "start", attention_layers=STUDENTS[name], seed=seed)
+    callbacks = [
+        {"class_path": "lit_thinkfast.callbacks.TokensProgress"},
+        {"class_path": "lit_thinkfast.callbacks.ExportStudent", "init_args": {"path": str(folder / "model")}},
+    ]
     made = instantiate(
         [
             *("--config", str(config_file(name))),
@@ -122,6 +140,9 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
             *("--trainer.default_root_dir", str(folder)),
             *("--trainer.limit_val_batches", "8"),
             *("--trainer.val_check_interval", str(steps)),
+            # in the place of the config's, which write where the full training does
+            *("--trainer.callbacks", json.dumps(callbacks)),
+            *("--trainer.enable_checkpointing", "false"),
             *("--seed_everything", str(seed)),
         ]
     )
@@ -141,7 +162,7 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
 
 def _told(live: dict[str, dict[str, float]], steps: int) -> str:
     parts = [
-        f"the {name} student's divergence from the teacher on held-out text fell from {v['kl_before']:.3f} to "
+        f"the {name} student's divergence from the teacher on held-out text went from {v['kl_before']:.3f} to "
         f"{v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
         f"before and {v['top1_after']:.1%} after ({v['seconds']:.0f} s)"
         for name, v in live.items()
@@ -149,34 +170,35 @@ def _told(live: dict[str, dict[str, float]], steps: int) -> str:
     return f"Live distillation, {steps} steps each: {'; '.join(parts)}."
 
 
-def _sample(name: str, folder: Path, *, num_samples: int, batch_size: int, temperature: float, seed: int) -> None:
-    from lit_thinkfast import tools
-
-    tools.generate(
-        model=str(ASSETS / name),
-        problems=str(folder / "problems.jsonl"),
-        out=str(folder / name / "completions.jsonl"),
-        name=name,
-        num_samples=num_samples,
-        temperature=temperature,
-        max_new_tokens=1024,
-        batch_size=batch_size,
-        seed=seed,
-        device="cpu",
-    )
+def _completions(folder: Path, name: str) -> Path:
+    return folder / name / "completions.jsonl"
 
 
-def _graded(name: str, folder: Path) -> Any:
-    from lit_thinkfast import tools
+def _graded(problems: "Sequence[Problem]", completions: Path) -> "ModelRun":
+    from lit_thinkfast.tools import grade_to_file, read_run
+    from lit_thinkfast.verification import ProcessRewardModel
 
-    tools.verify(
-        problems=str(folder / "problems.jsonl"),
-        completions=str(folder / name / "completions.jsonl"),
-        out=str(folder / name / "verdicts.jsonl"),
-        reward_model=str(ASSETS / "reward_model"),
-        device="cpu",
-    )
-    return tools.read_run(folder / name / "completions.jsonl", folder / name / "verdicts.jsonl")
+    verdicts = completions.with_name("verdicts.jsonl")
+    reward_model = ProcessRewardModel(str(ASSETS / "reward_model"))
+    grade_to_file(problems, completions, verdicts, reward_model=reward_model)
+    return read_run(completions, verdicts)
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Check, before minutes are spent, that a folder is new or of a run with the same settings, and remember them.
+
+    Raises:
+        ValueError: It holds another run.
+    """
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{path.parent} holds a run with {name} {before.get(name)}, not {value}; "
+                    "choose another --out or remove that folder"
+                )
+    write_json(settings, path)
 
 
 def _benchmark(folder: Path, sizes: list[int]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
@@ -186,6 +187,18 @@ def from_json(kind: type[R], line: str, where: str = "line") -> R:
     return from_dict(kind, parse_object(line, where), where)
 
 
+def decoded(line: bytes, where: str) -> str:
+    """Return a line of a file as text, without a byte-order mark.
+
+    Raises:
+        RecordError: Not UTF-8.
+    """
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{where}: not UTF-8 ({error.reason})") from None
+
+
 def parse_object(line: str, where: str = "line") -> dict[str, Any]:
     """Read one line of JSON that is an object.
 
@@ -239,6 +252,13 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise RecordError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
+    if hint is float and not math.isfinite(value):
+        raise RecordError(f"{where}: {value} is not a finite number")
+    if hint is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half a character
+            raise RecordError(f"{where}: not valid text ({error.reason})") from None
     return value
 
 
@@ -249,14 +269,11 @@ def read_jsonl(kind: type[R], path: str | os.PathLike[str]) -> Iterator[R]:
         FileNotFoundError: No such file.
         RecordError: A line is not a ``kind``; the message starts with ``path:line``.
     """
-    with open(path, encoding="utf-8", errors="strict") as lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield from_json(kind, line, f"{path}:{number}")
-        except UnicodeDecodeError as error:
-            raise RecordError(f"{path}:{number + 1}: not UTF-8 ({error.reason})") from None
+    with open(path, "rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            where = f"{path}:{number}"
+            if line := decoded(raw, where).strip():
+                yield from_json(kind, line, where)
 
 
 def write_jsonl(records: Iterable[Any], path: str | os.PathLike[str]) -> int:

@@ -6,6 +6,8 @@ function runs. Whatever is wrong with an argument is a ``ValueError`` or ``FileN
 
 # No postponed annotations: to resolve them, jsonargparse would import what is for type checkers only.
 import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from lit_thinkfast.terminal import decode_table, progress_bar, sampling_progress
 
 if TYPE_CHECKING:
-    from lit_thinkfast.analysis import ModelRun
+    from lit_thinkfast.analysis import Comparison, ModelRun
+    from lit_thinkfast.generation import SamplingConfig
     from lit_thinkfast.models import HybridForCausalLM
     from lit_thinkfast.records import Problem
+    from lit_thinkfast.verification import ProcessRewardModel
 
 Split = Literal["train", "validation", "test"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -126,8 +130,7 @@ def generate(
         device: auto, cpu, cuda or cuda:1.
         dtype: Of the weights.
     """
-    from lit_thinkfast.generation import Sampler, SamplingConfig, generate_to_file
-    from lit_thinkfast.models import load_tokenizer
+    from lit_thinkfast.generation import SamplingConfig
 
     sampling = SamplingConfig(
         num_samples=num_samples,
@@ -139,13 +142,7 @@ def generate(
         seed=seed,
     )
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit)
-    student = _load(model, device=device, dtype=dtype)
-    sampler = Sampler(student, load_tokenizer(model), sampling, name=name or Path(model).name)
-    with progress_bar(f"sampling {sampler.name}") as update:
-        meta = generate_to_file(sampler, chosen, out, on_batch=lambda progress: update(*sampling_progress(progress)))
-    print(
-        f"{out}: {meta['total_samples']} completions, {meta['total_tokens']:,} tokens in {meta['total_seconds']:.1f} s"
-    )
+    sample_to_file(model, chosen, out, sampling=sampling, name=name, device=device, dtype=dtype)
 
 
 def verify(
@@ -177,22 +174,10 @@ def verify(
         batch_size: Completions scored together.
         device: Of the reward model: auto, cpu, cuda or cuda:1.
     """
-    from lit_thinkfast.generation.journal import meta_path, write_json
-    from lit_thinkfast.verification import ProcessRewardModel, grade_files
-
     _must_exist(completions)
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit)
-    scorer = None
-    if reward_model is not None:
-        scorer = ProcessRewardModel(
-            reward_model, aggregation=aggregation, batch_size=batch_size, device=_device(device)
-        )
-        scorer.load()
-    with progress_bar("grading") as update:
-        summary = grade_files(chosen, completions, out, reward_model=scorer, progress=update)
-    write_json(dataclasses.asdict(summary), meta_path(out))
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
-    print(f"{out}: {summary.verdicts} verdicts, {counts}")
+    scorer = _reward_model(reward_model, aggregation=aggregation, batch_size=batch_size, device=device)
+    grade_to_file(chosen, completions, out, reward_model=scorer)
 
 
 def evaluate(
@@ -202,7 +187,7 @@ def evaluate(
     model: str | None = None,
     completions: str | None = None,
     verdicts: str | None = None,
-    ks: list[int] | None = None,
+    ks: list[int] | str | None = None,
     problems_path: str | None = None,
     split: Split = "test",
     level: int | None = None,
@@ -224,11 +209,11 @@ def evaluate(
 
     Args:
         problems: gsm8k, math500, arithmetic, or a JSON-lines file of problems; not needed with verdicts.
-        out: Folder for completions.jsonl, verdicts.jsonl and metrics.json.
+        out: Folder for problems.jsonl, completions.jsonl, verdicts.jsonl and metrics.json.
         model: Folder or hub id of the model to sample from; or give completions.
         completions: JSON-lines file of completions to take instead of sampling.
         verdicts: JSON-lines file of their verdicts to take instead of grading.
-        ks: Samples a problem to measure at; by default steps up to the number of samples.
+        ks: Samples a problem to measure at, like 1,8,64; by default steps up to the number of samples.
         problems_path: Local file of gsm8k or math500 in their published format.
         split: Of the named evaluation set.
         level: Difficulty, of arithmetic and math500.
@@ -252,21 +237,20 @@ def evaluate(
         raise ValueError("evaluate needs problems to grade against; give --problems, or --verdicts made before")
     if verdicts is not None and completions is None:
         raise ValueError("verdicts belong to completions; give both files")
-    if model is not None and ks and max(ks) > num_samples:
-        raise ValueError(f"k {max(ks)} is larger than num_samples {num_samples}; use --num_samples {max(ks)} or more")
+    if verdicts is not None and reward_model is not None:
+        raise ValueError("the verdicts are there already; a reward model cannot add to them: drop one of the two")
+    if completions is not None and name is not None:
+        raise ValueError("the name of a model that is not sampled stands in its completions; drop --name")
+    from lit_thinkfast.generation import SamplingConfig
     from lit_thinkfast.records import write_jsonl
 
+    wanted = None if ks is None else numbers(ks, option="ks")
+    chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit) if problems else []
     folder = Path(out)
-    where: dict[str, Any] = {"path": problems_path, "split": split, "level": level, "limit": limit}
-    if problems is not None:
-        write_jsonl(_problems(problems, **where), folder / "problems.jsonl")
+    # What can be wrong is found before anything is written or a long computation starts.
+    scorer = _reward_model(reward_model, aggregation=aggregation, batch_size=32, device=device)
     if model is not None:
-        completions = str(folder / "completions.jsonl")
-        generate(
-            model=model,
-            problems=str(folder / "problems.jsonl"),
-            out=completions,
-            name=name,
+        sampling = SamplingConfig(
             num_samples=num_samples,
             temperature=temperature,
             top_p=top_p,
@@ -274,21 +258,68 @@ def evaluate(
             batch_size=batch_size,
             system=system,
             seed=seed,
-            device=device,
-            dtype=dtype,
         )
-    assert completions is not None
+        if wanted and max(wanted) > num_samples:
+            largest = max(wanted)
+            raise ValueError(
+                f"k {largest} is larger than num_samples {num_samples}; use --num_samples {largest} or more"
+            )
+        completions = str(folder / "completions.jsonl")
+        sample_to_file(model, chosen, completions, sampling=sampling, name=name, device=device, dtype=dtype)
+    else:
+        assert completions is not None
+        most = _samples_a_problem(completions)
+        if wanted and max(wanted) > most:
+            raise ValueError(
+                f"k {max(wanted)} is larger than the {most} samples a problem of {completions}; use {most} or less"
+            )
     if verdicts is None:
         verdicts = str(folder / "verdicts.jsonl")
-        verify(
-            problems=str(folder / "problems.jsonl"),
-            completions=completions,
-            out=verdicts,
-            reward_model=reward_model,
-            aggregation=aggregation,
-            device=device,
-        )
-    _measure(completions, verdicts, folder / "metrics.json", ks=ks)
+        grade_to_file(chosen, completions, verdicts, reward_model=scorer)
+    if chosen:
+        write_jsonl(chosen, folder / "problems.jsonl")
+    _measure(completions, verdicts, folder / "metrics.json", ks=wanted)
+
+
+def sample_to_file(
+    model: str,
+    problems: "Sequence[Problem]",
+    out: str | Path,
+    *,
+    sampling: "SamplingConfig",
+    name: str | None = None,
+    device: str = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Sample completions into a journal, with a progress bar, and say what came out."""
+    from lit_thinkfast.generation import Sampler, generate_to_file
+    from lit_thinkfast.models import load_tokenizer
+
+    student = _load(model, device=device, dtype=dtype)
+    sampler = Sampler(student, load_tokenizer(model), sampling, name=name or Path(model).resolve().name)
+    with progress_bar(f"sampling {sampler.name}") as update:
+        meta = generate_to_file(sampler, problems, out, on_batch=lambda progress: update(*sampling_progress(progress)))
+    print(
+        f"{out}: {meta['total_samples']} completions, {meta['total_tokens']:,} tokens in {meta['total_seconds']:.1f} s"
+    )
+
+
+def grade_to_file(
+    problems: "Sequence[Problem]",
+    completions: str | Path,
+    out: str | Path,
+    *,
+    reward_model: "ProcessRewardModel | None" = None,
+) -> None:
+    """Grade, and score, completions into verdicts, with a progress bar, and say what came out."""
+    from lit_thinkfast.generation.journal import meta_path, write_json
+    from lit_thinkfast.verification import grade_files
+
+    with progress_bar("grading" if reward_model is None else "grading and scoring") as update:
+        summary = grade_files(problems, completions, out, reward_model=reward_model, progress=update)
+    write_json(dataclasses.asdict(summary), meta_path(out))
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
+    print(f"{out}: {summary.verdicts} verdicts, {counts}")
 
 
 def benchmark(
@@ -359,17 +390,29 @@ def report(
     """
     import rich
 
-    from lit_thinkfast.analysis import build_report, compare_models, table
+    from lit_thinkfast.analysis import build_report, table
     from lit_thinkfast.generation.benchmark import read_points
     from lit_thinkfast.records import Problem, read_jsonl
 
     points = read_points(benchmark) if benchmark is not None else None
     loaded = {name: _run(Path(folder)) for name, folder in runs.items()}
-    asked = {p.id: p for d in runs.values() for p in read_jsonl(Problem, Path(d) / "problems.jsonl")}
-    comparison = compare_models(loaded, baseline=next(iter(loaded)))
+    files = [path for folder in runs.values() if (path := Path(folder) / "problems.jsonl").is_file()]
+    asked = {p.id: p for path in files for p in read_jsonl(Problem, path)}
+    comparison = compare_runs(loaded)
     build_report(comparison, out, benchmark=points, problems=list(asked.values()), notes=notes, title=title)
     rich.print(table(comparison))
     print(f"written to {out}")
+
+
+def compare_runs(runs: "dict[str, ModelRun]") -> "Comparison":
+    """Measure all runs and compare them with the first, with a progress bar."""
+    from lit_thinkfast.analysis import compare_models
+
+    with progress_bar("measuring") as update:
+        done = itertools.count(1)
+        return compare_models(
+            runs, baseline=next(iter(runs)), on_step=lambda model, rule: update(next(done), None, f"{model}, {rule}")
+        )
 
 
 def _measure(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | None) -> None:
@@ -380,20 +423,31 @@ def _measure(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | 
     from lit_thinkfast.generation.journal import write_json
 
     run = read_run(completions, verdicts)
-    most = max(len(samples) for samples in run.by_problem.values())
-    if ks and max(ks) > most:
-        raise ValueError(
-            f"k {max(ks)} is larger than the {most} samples a problem of {completions}; use {most} or less"
-        )
     runs = {run.completions[0].model or Path(completions).parent.name: run}
-    write_json([dataclasses.asdict(point) for point in budget_points(runs, ks=ks)], out)
+    with progress_bar("measuring"):
+        points = budget_points(runs, ks=ks)
+    write_json([dataclasses.asdict(point) for point in points], out)
     rich.print(table(runs))
     print(f"written to {out}")
+
+
+def _samples_a_problem(completions: str) -> int:
+    """Return the most samples that a problem has in a file."""
+    from lit_thinkfast.records import Completion, read_jsonl
+
+    _must_exist(completions)
+    counts = Counter(c.problem_id for c in read_jsonl(Completion, completions))
+    if not counts:
+        raise ValueError(f"{completions}: there are no completions in this file; generate some first")
+    return max(counts.values())
 
 
 def _run(folder: Path) -> "ModelRun":
     if not folder.is_dir():
         raise FileNotFoundError(f"no evaluation folder {folder}; make one with lit-thinkfast evaluate --out {folder}")
+    for name in ("completions.jsonl", "verdicts.jsonl"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} lacks {name}; make it with lit-thinkfast evaluate --out {folder}")
     return read_run(folder / "completions.jsonl", folder / "verdicts.jsonl")
 
 
@@ -410,6 +464,19 @@ def _problems(source: str, **options: Any) -> "list[Problem]":
     from lit_thinkfast.data.problems import load_problems
 
     return load_problems(source, **{name: value for name, value in options.items() if value is not None})
+
+
+def _reward_model(
+    path: str | None, *, aggregation: Aggregation, batch_size: int, device: str
+) -> "ProcessRewardModel | None":
+    """Return the reward model, loaded, if one is asked for."""
+    from lit_thinkfast.verification import ProcessRewardModel
+
+    if path is None:
+        return None
+    made = ProcessRewardModel(path, aggregation=aggregation, batch_size=batch_size, device=_device(device))
+    made.load()
+    return made
 
 
 def _load(path: str, *, device: str, dtype: Dtype) -> "HybridForCausalLM":

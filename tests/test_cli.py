@@ -303,12 +303,70 @@ def test_files_that_are_wrong_are_named_with_their_line(cli, evaluation, tmp_pat
 def test_evaluate_refuses_what_does_not_fit(cli, tiny_teacher, evaluation, tmp_path):
     out = ("--out", tmp_path / "evaluation")
     sample = ("evaluate", "--model", tiny_teacher, "--problems", "arithmetic", *out, *SAMPLING)
-    refused(cli(*sample, "--ks", "[1,3]"), "k 3", "num_samples 2")
+    refused(cli(*sample, "--ks", "1,3"), "k 3", "num_samples 2")
+    refused(cli(*sample, "--reward-model", tmp_path / "none"), "none")
+    refused(cli(*sample[:2], tmp_path / "none", *sample[3:]), "none")
     files = ("--completions", evaluation / "completions.jsonl", "--verdicts", evaluation / "verdicts.jsonl")
     refused(cli("evaluate", *files, *out, "--ks", "[8]"), "k 8", "4 samples")
     refused(cli("evaluate", *out), "model", "completions")
     refused(cli("evaluate", *out, "--model", tiny_teacher), "--problems")
+    refused(cli("evaluate", *files, *out, "--reward-model", tiny_teacher), "drop one of the two")
+    refused(cli("evaluate", *files, *out, "--name", "other"), "drop --name")
+    ungraded = ("evaluate", *files[:2], *out, "--problems", evaluation / "problems.jsonl")
+    refused(cli(*ungraded, "--ks", "1,8"), "k 8", "completions.jsonl", "4")
+    assert not (tmp_path / "evaluation").exists(), "a refused evaluation leaves nothing behind"
     refused(cli("report", "--runs.teacher", tmp_path / "none", "--out", tmp_path / "r.html"), "none")
+
+
+def test_a_refused_evaluation_leaves_a_finished_one_alone(cli, tiny_teacher, tmp_path):
+    command = ("evaluate", "--model", tiny_teacher, "--problems", "arithmetic", "--out", tmp_path / "run", *SAMPLING)
+    assert cli(*command, "--limit", 2)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    refused(cli(*command, "--limit", 1), "which is not asked for")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_three_steps_make_what_a_report_needs(cli, tiny_teacher, tmp_path):
+    """As ``docs/command-line.md`` shows them; names of runs keep their dashes."""
+    run, asked = tmp_path / "run", ("--problems", "arithmetic", "--limit", 2)
+    files = ("--completions", run / "completions.jsonl", "--verdicts", run / "verdicts.jsonl")
+    assert cli("generate", "--model", tiny_teacher, *asked, *SAMPLING, "--out", files[1])[0] == 0
+    refused(cli("report", "--runs.a-b", run, "--out", tmp_path / "r.html"), "lacks verdicts.jsonl")
+    assert cli("verify", *asked, *files[:2], "--out", files[3])[0] == 0
+    assert cli("evaluate", *files, "--ks", "1,2", "--out", run)[0] == 0
+    code, said, err = cli("report", "--runs.a-b", run, "--out", tmp_path / "r.html")
+    assert code == 0, err
+    assert "a-b" in said
+    assert "a-b" in (tmp_path / "r.html").read_text()
+
+
+def test_a_device_that_is_not_here(cli, tiny_teacher, evaluation, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out, files = tmp_path / "out", ("--problems", evaluation / "problems.jsonl")
+    for command in (
+        ("evaluate", "--model", tiny_teacher, *files),
+        ("verify", *files, "--completions", evaluation / "completions.jsonl", "--reward-model", tiny_teacher),
+        ("benchmark", "--models.teacher", tiny_teacher),
+    ):
+        refused(cli(*command, "--out", out, "--device", "cuda"), "cuda", "--device cpu")
+        refused(cli(*command, "--out", out, "--device", "meta"), "meta", "use cpu or cuda")
+    assert not out.exists()
+
+
+def test_a_model_that_is_damaged_or_of_another_kind(cli, tiny_teacher, tmp_path):
+    import shutil
+
+    damaged, encoder = tmp_path / "damaged", tmp_path / "encoder"
+    shutil.copytree(tiny_teacher, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    for teacher, words in ((damaged, ["damaged"]), (encoder, ["bert", "known families"])):
+        refused(cli("convert", "--teacher", teacher, "--out", tmp_path / "student"), *words)
+        assert not (tmp_path / "student").exists()
 
 
 def test_verdicts_of_other_completions_are_refused(cli, evaluation, tmp_path):
@@ -377,6 +435,26 @@ def test_a_class_of_ones_own_by_its_path(cli, tiny_teacher, tmp_path, monkeypatc
 )  # fmt: skip
 def test_fit_refuses(cli, tiny_teacher, tmp_path, override, words):
     refused(cli("fit", "--config", fit_config(tiny_teacher, tmp_path, **override)), *words)
+
+
+def test_fit_refuses_a_teacher_of_another_vocabulary_or_kind(cli, tiny_teacher, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=7)).save_pretrained(tmp_path / "other")
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    for name, words in {"other": ["vocabulary of 7", "same tokens"], "encoder": ["bert"], "none": ["none"]}.items():
+        teacher = {"class_path": "lit_thinkfast.HFTeacher", "init_args": {"path": str(tmp_path / name)}}
+        config = fit_config(tiny_teacher, tmp_path, model__init_args__teacher=teacher)
+        refused(cli("fit", "--config", config), *words)
+
+
+def test_validate_refuses_an_empty_problem_set(cli, tiny_teacher, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    config = fit_config(tiny_teacher, tmp_path, data__init_args__problems=str(tmp_path / "empty.jsonl"))
+    for verb in ("fit", "validate"):
+        refused(cli(verb, "--config", config), "no problem", "empty.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def test_round_trip(record, tmp_path):
     [
         ('{"id": "x", "question": "q"', "not a line of JSON"),
         ("[1]", "expected a JSON object, got list"),
+        ('{"id": "\\ud800", "question": "q", "answer": "4"}', "field 'id': not valid text"),
         ("[" * 100_000, "not a readable line of JSON"),
         ('{"id": ' + "9" * 5000 + "}", "not a readable line of JSON"),
         ('{"id": "x", "question": "q"}', "Problem lacks the field 'answer'"),
@@ -64,9 +65,20 @@ def test_types_are_checked():
 
 def test_not_utf8(tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b'{"id": "\xff"}\n')
-    with pytest.raises(RecordError, match=r"bad.jsonl:1: not UTF-8"):
-        list(read_jsonl(Problem, path))
+    path.write_bytes(b"\xef\xbb\xbf" + f"{to_json(RECORDS[1])}\n\n".encode() + b'{"id": "\xff"}\n')
+    found = read_jsonl(Problem, path)
+    assert next(found) == RECORDS[1]  # a byte-order mark does no harm
+    with pytest.raises(RecordError, match=r"bad.jsonl:3: not UTF-8"):
+        next(found)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_seconds_are_finite(value):
+    line = (
+        '{"model": "m", "rule": "coverage", "k": 1, "seconds": %s, "value": 1, "low": 1, "high": 1, "num_problems": 1}'
+    )
+    with pytest.raises(RecordError, match=r"field 'seconds': -?(nan|inf) is not a finite number"):
+        from_json(BudgetPoint, line % value)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

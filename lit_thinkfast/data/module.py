@@ -33,13 +33,13 @@ class MathDataModule(LightningDataModule):
         val_batches: Held-out batches, over all ranks; fewer if the split is smaller.
         problems: ``gsm8k``, ``math500``, ``arithmetic``, or a JSONL file of problems; ``null`` for none.
         problems_path: Local file of ``gsm8k`` or ``math500`` in the published format.
-        problems_split: Split of ``problems``.
+        problems_split: Split of ``problems``. By default ``validation`` where a set has one, else ``test``.
         problems_level: Difficulty of ``problems``, where the set has levels.
-        num_problems: At most this many problems, drawn by ``seed``.
+        num_problems: At most this many problems, drawn by ``seed``; of ``arithmetic``, the first ones.
         problem_batch_size: Problems a validation batch.
         system: System prompt of the training documents, as text or a name (``boxed``, ``search-and-learn``).
         num_workers: Processes that prepare batches on each rank.
-        seed: Of the order of the examples.
+        seed: Of the order of the examples, and of the draw of problems.
         num_shards: Parts of the stream; ranks times workers must divide it. See :mod:`lit_thinkfast.data.packing`.
         block_size: Examples packed together.
 
@@ -58,7 +58,7 @@ class MathDataModule(LightningDataModule):
         val_batches: int = 8,
         problems: str | None = None,
         problems_path: str | None = None,
-        problems_split: str = "validation",
+        problems_split: str | None = None,
         problems_level: int | None = None,
         num_problems: int | None = None,
         problem_batch_size: int = 16,
@@ -85,7 +85,8 @@ class MathDataModule(LightningDataModule):
         self.corpus, self.tokenizer_path = corpus, tokenizer
         self.seq_len, self.batch_size, self.steps_per_epoch = seq_len, batch_size, steps_per_epoch
         self.val_batches = val_batches
-        self.problems, self.problems_path, self.problems_split = problems, problems_path, problems_split
+        self.problems, self.problems_path = problems, problems_path
+        self.problems_split = problems_split or ("validation" if problems == "arithmetic" else "test")
         self.problems_level, self.num_problems = problems_level, num_problems
         self.problem_batch_size, self.system = problem_batch_size, system_prompt(system)
         self.num_workers, self.seed, self.num_shards, self.block_size = num_workers, seed, num_shards, block_size

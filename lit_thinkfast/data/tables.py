@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_thinkfast.records import RecordError, parse_object
+from lit_thinkfast.records import RecordError, decoded, parse_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,7 @@ class JsonlTable:
     def row(self, index: int) -> Row:
         self._file.seek(int(self._offsets[index]))
         where = f"{self.path}:{self._lines[index]}"
-        try:
-            line = self._file.readline().decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise RecordError(f"{where}: not UTF-8 ({error.reason})") from None
-        return Row(parse_object(line, where), where)
+        return Row(parse_object(decoded(self._file.readline(), where).strip(), where), where)
 
 
 class ParquetTable:

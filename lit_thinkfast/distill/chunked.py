@@ -36,7 +36,7 @@ def labelled_rows(batch: PackedBatch) -> tuple[Tensor, Tensor]:
 
 
 def head_logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """Return ``hidden @ head.T`` of ``(c, d)`` and ``(v, d)`` in at least fp32."""
+    """Return ``hidden @ head.T`` of ``(c, d)`` and ``(v, d)``, multiplied in their type and cast to at least fp32."""
     logits = hidden @ head.T
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -49,11 +49,16 @@ def mean_over_rows(hidden: Tensor, head: Tensor, row_loss: RowLoss, *, chunk_tok
         head: ``(v, d)``.
         row_loss: See :data:`RowLoss`. It may keep the logits' memory, and is called once for each chunk.
         chunk_tokens: Rows at a time; about four fp32 tensors of ``chunk_tokens * v`` are alive.
+
+    Raises:
+        ValueError: A gradient in float16 is asked for: made before a scaler could scale it, it would underflow.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, head = hidden.to(dtype), head.to(dtype)
+    if hidden.dtype == torch.float16 and torch.is_grad_enabled():
+        raise ValueError("training in float16 would lose small gradients; use precision bf16-mixed or 32-true")
     with torch.autocast(device, enabled=False):
         result: Tensor = _MeanOverRows.apply(hidden, head, row_loss, chunk_tokens, torch.is_grad_enabled())
     return result

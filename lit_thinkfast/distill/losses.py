@@ -130,7 +130,8 @@ class HiddenStateLoss(DistillLoss):
 
     Mean over the tokens of documents that have at least one label (prompts count, padding does not), summed over
     layers. The student runs on its own hidden states; the last layer is compared before the final norm. MOHAWK stage 2
-    (arXiv:2408.10189) without teacher forcing.
+    (arXiv:2408.10189) without teacher forcing. Alone it gives the final norm, an untied head and layers that are not
+    compared no gradient: leave them out of ``trainable``, or use the strategy ``ddp_find_unused_parameters_true``.
 
     Args:
         layers: Indices of layers to compare, from 0, negative from the end. All of them by default.

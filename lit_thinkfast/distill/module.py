@@ -94,6 +94,8 @@ class DistillationModule(LightningModule):
     def configure_model(self) -> None:
         if self.student is not None:
             return
+        if self.device_mesh is not None:
+            raise ValueError("sharding with ModelParallelStrategy is not available yet; use strategy ddp or auto")
         student = build_student(self.student_path, seed=self.seed)
         select_trainable(student, self.trainable)
         if self.gradient_checkpointing:
@@ -113,7 +115,7 @@ class DistillationModule(LightningModule):
         if ours != theirs:
             raise ValueError(
                 f"the teacher {self.teacher} has a vocabulary of {theirs} and the student of {ours}; "
-                "distillation needs the same tokenizer"
+                "distillation on logits needs rows for the same tokens (pad the smaller with resize_token_embeddings)"
             )
         self.teacher.load(self.trainer.strategy.root_device)
 

@@ -34,7 +34,7 @@ def build_student(path: str, *, seed: int = 0) -> Any:
 
     if (Path(path) / "config.json").is_file() and not has_weights(path):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
     else:
         with _quiet():

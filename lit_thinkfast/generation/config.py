@@ -12,8 +12,9 @@ class SamplingConfig:
     """Settings of a sampling run.
 
     The text of a completion depends on the model, on its problem, on its sample index and on the fields listed by
-    :meth:`identity`; it does not depend on ``num_samples`` and ``batch_size``, which only say how many are drawn and
-    how many at a time (see :mod:`lit_thinkfast.generation.rng`). So samples can be added to a finished run.
+    :meth:`identity`; it does not depend on ``num_samples`` and, up to the rounding of logits, on ``batch_size``, which
+    only say how many are drawn and how many at a time (see :mod:`lit_thinkfast.generation.rng`). So samples can be
+    added to a finished run.
 
     Attributes:
         temperature: Divides the logits; 0 takes the likeliest token (greedy). 0.8 is the setting of arXiv:2502.20339.

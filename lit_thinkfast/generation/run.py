@@ -36,7 +36,8 @@ def generate_to_file(
     """Sample completions of ``problems`` into the journal ``out``, continuing what is there.
 
     Samples that the journal holds are not drawn again; the others get the texts they would have had in one
-    uninterrupted run, whatever the batch size is now. Beside it, ``<out>.meta.json`` describes model, settings and
+    uninterrupted run (in half precision: with the same batch size and device, see
+    :mod:`lit_thinkfast.generation.rng`). Beside it, ``<out>.meta.json`` describes model, settings and
     totals, and each session that added lines: machine, batch size, calibration before and after, engine seconds.
 
     Args:
@@ -58,6 +59,7 @@ def generate_to_file(
     config = sampler.config
     with Journal(out, identity=_identity(sampler)) as journal:
         check_belongs(journal.completions, prompts, num_samples=config.num_samples, path=out)
+        _remember_prompts(journal.meta, prompts, out)
         done = {(c.problem_id, c.sample) for c in journal.completions}
         totals = _Totals()
         for completion in journal.completions:
@@ -108,6 +110,22 @@ def check_belongs(
             )
 
 
+def _remember_prompts(meta: dict[str, Any], prompts: dict[str, list[int]], path: str | os.PathLike[str]) -> None:
+    """Keep a short hash of each prompt in the meta document.
+
+    Raises:
+        ValueError: A prompt differs from the one that was sampled.
+    """
+    known = meta.setdefault("prompts", {})
+    for problem_id, tokens in prompts.items():
+        made = hashlib.blake2b(repr(tokens).encode(), digest_size=8).hexdigest()
+        if known.setdefault(problem_id, made) != made:
+            raise ValueError(
+                f"{path}: the prompt of problem {problem_id!r} is not the one that was sampled "
+                "(other problems, tokenizer or template?); choose another file"
+            )
+
+
 def describe_model(model: HybridForCausalLM) -> dict[str, Any]:
     """Return the facts about a model that a reader of its figures needs."""
     return {
@@ -143,6 +161,7 @@ def _identity(sampler: Sampler) -> dict[str, Any]:
         "weights": fingerprint(sampler.model),
         "dtype": str(sampler.model.dtype).removeprefix("torch."),
         "vocabulary": tokenizer,
+        "end_tokens": sampler.end_tokens(),
     }
 
 
@@ -206,12 +225,12 @@ class _Session:
 
 
 def _warn_of_mixture(sessions: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Texts do not depend on these, seconds do."""
+    """Seconds depend on these, and texts do as far as logits are rounded."""
     for name in ("device_name", "threads", "batch_size"):
         values = {str(session.get(name)) for session in sessions}
         if len(values) > 1:
             _log.warning(
-                "%s mixes sessions with %s %s: its texts are those of one run, its seconds are not",
+                "%s mixes sessions with %s %s: its seconds are not those of one run, nor, in half precision, its texts",
                 path,
                 name,
                 " and ".join(sorted(values)),

@@ -155,7 +155,8 @@ class Sampler:
         """Return the prompt tokens of each problem by its id. Errors as :meth:`sample`."""
         found: dict[str, list[int]] = {}
         vocabulary = self.model.config.vocab_size
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        # Without attention there are no positions to run out of.
+        limit = self.model.config.max_position_embeddings if self.model.config.attention_layers else None
         for problem in problems:
             if problem.id in found:
                 raise ValueError(f"two problems have the id {problem.id!r}; ids must differ")

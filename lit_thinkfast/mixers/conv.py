@@ -109,7 +109,7 @@ class CausalConv1d(nn.Module):
         Returns:
             (b, t, c).
         """
-        if initial_state is None and (fused := kernels.fused_conv(x.device)) is not None:
+        if initial_state is None and (fused := kernels.fused_conv(x.device, self.kernel_size)) is not None:
             return fused(x, self.weight[:, 0], self.bias, seq_idx)
         past = 0
         if initial_state is not None:

@@ -27,13 +27,18 @@ def _load(module: str, name: str) -> Callable[..., Any] | None:
     return found
 
 
-def fused_conv(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
-    """Return ``conv(x (b t c), weight (c k), bias (c), seq_idx (b t))``, or ``None`` off CUDA."""
-    if device.type != "cuda" or (kernel := _load("causal_conv1d", "causal_conv1d_fn")) is None:
+def fused_conv(
+    device: torch.device, kernel_size: int
+) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
+    """Return ``conv(x (b t c), weight (c k), bias (c), seq_idx (b t))``, or ``None`` off CUDA and beyond four taps."""
+    if device.type != "cuda" or kernel_size > 4 or (kernel := _load("causal_conv1d", "causal_conv1d_fn")) is None:
         return None
 
     def conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None) -> Tensor:
         documents = None if seq_idx is None else seq_idx.to(torch.int32).contiguous()
+        if x.stride(1) % 8 or x.stride(0) % 8:
+            # The kernel reads eight channels at once; rows cut from a wider projection may begin anywhere.
+            x = x.contiguous()
         y: Tensor = kernel(x.transpose(1, 2), weight.to(x.dtype), bias.to(x.dtype), seq_idx=documents)
         return y.transpose(1, 2)
 

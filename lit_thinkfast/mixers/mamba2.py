@@ -155,7 +155,8 @@ class Mamba2Mixer(Mixer):
         seq_idx: Tensor | None = None,
     ) -> Tensor:
         states = read_states(past_key_values, self.layer_idx)
-        if states is not None and hidden_states.shape[1] == 1 and not torch.is_grad_enabled():
+        one = hidden_states.shape[1] == 1 and attention_mask is None
+        if states is not None and one and not torch.is_grad_enabled():
             out = self._step(hidden_states[:, 0], states)[:, None]
         else:
             out, states = self._sequence(hidden_states, states, attention_mask, seq_idx, past_key_values is not None)

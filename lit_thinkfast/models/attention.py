@@ -99,7 +99,7 @@ def attend(
     batch, heads, queries, width = query.shape
     groups = heads // key.shape[1]
     # A cache with a sliding window returns only the last keys.
-    mask = None if visible.mask is None else visible.mask[..., -key.shape[2] :]
+    mask = None if visible.mask is None else visible.mask[..., -key.shape[2] :].to(query.device)
     options: dict[str, Any] = {"scale": scale, "dropout_p": dropout}
     if groups > 1 and queries == 1:
         # One query a head: the queries of a group become the queries of one head, and keys are read once, not copied.

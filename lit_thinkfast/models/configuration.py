@@ -31,7 +31,7 @@ class HybridConfig(PreTrainedConfig):
     """
 
     model_type = "lit_thinkfast_hybrid"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "pre_norm_hidden_state"]
 
     base_model_type: str = "llama"
     layer_mixers: list[str] | None = None

@@ -86,7 +86,7 @@ def convert(
     values = {key: value for key, value in teacher.config.to_dict().items() if key not in _NOT_TAKEN_OVER}
     config = HybridConfig(**values | {"base_model_type": family, "layer_mixers": names, "mixer_options": options})
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         student = HybridForCausalLM(config)
     student.to(device=teacher.device, dtype=teacher.dtype)
     _copy_weights(teacher, student, init=init)

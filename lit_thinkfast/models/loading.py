@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
@@ -70,7 +71,7 @@ def load_stock(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             where, dtype="auto" if dtype is None else dtype, **options
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _cannot_read(path_or_id, error) from None
     return model
 
@@ -98,8 +99,14 @@ def check_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"{device!r} is not a device ({_first_line(error)})") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {str(device)!r} is not supported; use cpu or cuda")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' is not available on this machine; use --device cpu")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {str(device)!r} is not on this machine, which has {torch.cuda.device_count()} of them"
+        )
     return found
 
 

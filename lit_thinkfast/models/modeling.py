@@ -122,6 +122,7 @@ class HybridModel(HybridPreTrainedModel):
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
+        self._is_stateful = _is_stateful(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(HybridDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -140,12 +141,17 @@ class HybridModel(HybridPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         seq_idx: Tensor | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> HybridModelOutput:
         """Run the decoder; arguments as in :meth:`HybridForCausalLM.forward`."""
+        if output_attentions:
+            raise ValueError("output_attentions is not available: recurrent layers have none; leave it out")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if seq_idx is None and position_ids is not None and attention_mask is None and past_key_values is None:
+            seq_idx = _documents(position_ids, hidden_states)
         checkpointing = self.gradient_checkpointing and self.training
         if past_key_values is None and use_cache and not checkpointing:
             past_key_values = GrowingCache(self.config)
@@ -163,7 +169,11 @@ class HybridModel(HybridPreTrainedModel):
                 position_ids = _positions(hidden_states, past, valid, seq_idx)
             position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
             visible = self._visibility(hidden_states, past, valid, seq_idx)
-        padding = _padding_of_new_tokens(valid, hidden_states.shape[1])
+        padding = (
+            None
+            if attention_mask is None or not self._is_stateful
+            else _padding_of_new_tokens(valid, hidden_states.shape[1])
+        )
 
         collected = []
         output_hidden_states = bool(output_hidden_states or self.config.output_hidden_states)
@@ -214,6 +224,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
+        self._is_stateful = _is_stateful(config)
         self.model = HybridModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -232,6 +243,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         seq_idx: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> HybridCausalLMOutput:
         """Run the model.
@@ -240,7 +252,8 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             input_ids: (b, t).
             attention_mask: (b, past + t), zero at padding on the left or right; for a :class:`HybridCache` the mask
                 of the new tokens, (b, t), will also do, and none is needed where they are all real.
-            position_ids: (b, t); by default counted from each row's first real token, or document start.
+            position_ids: (b, t); by default counted from each row's first real token, or document start. Without
+                mask, cache and ``seq_idx``, positions that do not go on mark documents, as in the stock classes.
             past_key_values: A :class:`HybridCache` or a cache of transformers.
             inputs_embeds: (b, t, d), instead of ``input_ids``.
             labels: (b, t), targets *at* their own position (shifted inside), -100 for none.
@@ -248,6 +261,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             logits_to_keep: Only the logits of the last so many positions (0: all), or of these positions.
             seq_idx: (b, t) document of each token in packed rows: attention, convolution and state stay within it.
             output_hidden_states: Also return (b, t, d) before each layer and after the final norm.
+            output_attentions: Refused if true.
             kwargs: Passed to the loss, for example ``num_items_in_batch``.
 
         Returns:
@@ -255,7 +269,8 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             ``loss``, the mean cross-entropy in nats, if there are labels.
 
         Raises:
-            ValueError: Neither or both inputs, documents with a cache, or a mask that fits neither length.
+            ValueError: Neither or both inputs, documents with a cache, attention weights asked for, a mask that fits
+                neither length, or one with padding between real tokens, over which a convolution cannot reach.
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
@@ -268,6 +283,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             seq_idx=seq_idx,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
@@ -291,11 +307,13 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         # The stock dynamic cache cannot tell its length when no layer has attention; ours can.
-        if (
-            model_kwargs.get("past_key_values") is None
-            and generation_config.use_cache is not False
-            and generation_config.cache_implementation in (None, "dynamic")
-        ):
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            wanted = generation_config.cache_implementation
+            if wanted not in (None, "dynamic"):
+                raise ValueError(
+                    f"cache_implementation {wanted!r} is not available; leave it out, or pass a HybridCache as "
+                    "past_key_values for one of fixed size"
+                )
             model_kwargs["past_key_values"] = GrowingCache(self.config)
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -318,6 +336,10 @@ def _valid_tokens(attention_mask: Tensor | None, new_tokens: int, past: int, cac
         ValueError: The mask is of neither length.
     """
     if attention_mask is not None:
+        if not isinstance(attention_mask, Tensor):
+            raise ValueError(
+                f"attention_mask is a {type(attention_mask).__name__}; it must be a tensor (batch, tokens)"
+            )
         length = attention_mask.shape[-1]
         if attention_mask.ndim != 2 or length not in (new_tokens, past + new_tokens):
             raise ValueError(
@@ -338,8 +360,34 @@ def _valid_tokens(attention_mask: Tensor | None, new_tokens: int, past: int, cac
 
 
 def _padding_of_new_tokens(valid: Tensor | None, new_tokens: int) -> Tensor | None:
-    """Return the (b, t) mask for mixers, or ``None`` if the new tokens are all real, as a generated one always is."""
-    return None if valid is None or new_tokens == 1 else valid[:, -new_tokens:]
+    """Return the (b, t) mask for mixers, or ``None`` if the new tokens are all real.
+
+    Raises:
+        ValueError: Padding between real tokens. A cache reaches back over padding at the end of an earlier call, but
+            within a call a convolution would see the padding as its last inputs.
+    """
+    if valid is None or valid[:, -new_tokens:].all():
+        return None
+    new = valid[:, -new_tokens:]
+    real_before = valid.cumsum(1)[:, -new_tokens:] > 1
+    after_padding = torch.zeros_like(new)
+    after_padding[:, 1:] = ~new[:, :-1]
+    if (new & after_padding & real_before).any():
+        raise ValueError("attention_mask has padding between real tokens; pad on the left of the first or at the end")
+    return new
+
+
+def _documents(position_ids: Tensor, hidden_states: Tensor) -> Tensor | None:
+    """Return (b, t) documents that begin wherever positions do not go on, or ``None`` if they always do."""
+    position_ids = position_ids.expand(hidden_states.shape[0], -1)
+    starts = torch.zeros_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids.diff(dim=1) != 1
+    return starts.cumsum(1) if starts.any() else None
+
+
+def _is_stateful(config: HybridConfig) -> bool:
+    """Does a layer keep a state that cannot go back to an earlier token, as speculative decoding would need?"""
+    return len(config.attention_layers) < config.num_hidden_layers
 
 
 def _positions(hidden_states: Tensor, past: int, valid: Tensor | None, seq_idx: Tensor | None) -> Tensor:

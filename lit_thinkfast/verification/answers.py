@@ -234,7 +234,7 @@ def _canonical(text: str, *, depth: int) -> str:
         if len(parts) > 1 and all(part.strip() for part in parts):
             made = [_canonical(part.strip(), depth=depth + 1) for part in parts]
             if opening in ("", "\\{"):
-                made.sort()
+                made = sorted(set(made) if opening else made)
             return opening + ",".join(made) + closing
         if opening == "(" and closing == ")" and re.fullmatch(r"\s*[A-Z]\s*", body):
             return body.strip()  # the letter of a choice

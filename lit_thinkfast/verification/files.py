@@ -14,8 +14,9 @@ from lit_thinkfast.records import Completion, Problem, Verdict, read_jsonl, writ
 from lit_thinkfast.verification.grading import MathVerifier, Verifier
 from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel
 
-CHUNK = 1024
-"""Completions read, graded and scored together. Large, so that a reward model can batch texts of equal length."""
+CHUNK = 256
+"""Completions read, graded and scored together. Large, so that a reward model can batch texts of equal length, yet small
+enough for a progress bar to move."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def grade_files(
         out: File to write :class:`~lit_thinkfast.records.Verdict` lines to.
         verifier: Default: ``MathVerifier()``.
         reward_model: Scores every completion if given.
-        progress: Called with (done, total) after each chunk.
+        progress: Called with (done, total) at the start and after each chunk.
 
     Raises:
         FileNotFoundError: No such file of completions.
@@ -72,6 +73,8 @@ def grade_files(
     def verdicts() -> Iterator[Verdict]:
         records = read_jsonl(Completion, completions)
         done = 0
+        if progress is not None:
+            progress(done, total)
         while chunk := list(itertools.islice(records, CHUNK)):
             start = time.perf_counter()
             made = grader.grade_batch(problems, chunk)

@@ -166,6 +166,8 @@ def test_made_from_a_config(tmp_path):
     assert isinstance(made, MathDataModule)
     assert isinstance(made.corpus, JsonlCorpus)
     assert made.system.startswith("Please reason")
+    assert made.problems_split == "test", "GSM8K and MATH-500 have no validation split"
+    assert parse(CONFIG.replace("gsm8k", "arithmetic"), tmp_path).problems_split == "validation"
     for typed, wrong in {"seq_len": "seq_length", "prompt_column": "prompts"}.items():
         with pytest.raises(Exception, match=wrong):
             parse(CONFIG.replace(typed, wrong), tmp_path)

@@ -137,6 +137,15 @@ def test_autocast_casts_the_head_product_and_keeps_fp32_gradients(batch):
     torch.testing.assert_close(value, CrossEntropy()(student, None, batch), rtol=2e-2, atol=0)
 
 
+def test_float16_is_refused_in_training_only(batch):
+    student = signals(batch, width=6, seed=0, dtype=torch.float32, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.float16):
+        with pytest.raises(ValueError, match="use precision bf16-mixed or 32-true"):
+            CrossEntropy()(student, None, batch)
+        with torch.no_grad():
+            assert CrossEntropy()(student, None, batch).isfinite()
+
+
 def test_a_frozen_head_or_body_is_fine(batch):
     student = signals(batch, width=6, seed=0)
     student.last_hidden.requires_grad_()

@@ -128,6 +128,8 @@ def test_foreign_journals_are_refused(all_models, characters, problems, tmp_path
     refused("holds sample 4 of problem 'toy/0', but num_samples is 4", num_samples=4)
     other = [dataclasses.replace(p, question=p.question + "?") for p in problems]
     refused("the prompt of problem 'toy/0' had 30 tokens, now it has 31", asked=other)
+    other = [dataclasses.replace(p, question=p.question[::-1]) for p in problems]
+    refused("the prompt of problem 'toy/0' is not the one that was sampled", asked=other)
 
 
 def test_no_problems_is_an_error(all_models, characters, tmp_path):

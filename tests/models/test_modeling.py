@@ -269,3 +269,74 @@ def test_bad_calls_say_what_is_wrong(helpers):
         student(ids, attention_mask=torch.ones(1, 7))
     with pytest.raises(ValueError, match="exactly one"):
         student()
+
+
+def test_positions_that_restart_mark_documents(helpers, layout):
+    """What ``DataCollatorWithFlattening`` sends; the stock class is the twin."""
+    student = helpers.student(layout, torch.float64)
+    first, second = helpers.tokens(1, 5), helpers.tokens(1, 4, seed=1)
+    position_ids = torch.tensor([[*range(5), *range(4)]])
+    packed = student(torch.cat([first, second], 1), position_ids=position_ids, use_cache=False).logits
+    assert_close(packed[:, :5], student(first, use_cache=False).logits)
+    assert_close(packed[:, 5:], student(second, use_cache=False).logits)
+    teacher = helpers.teacher(dtype=torch.float64)
+    stock = teacher(torch.cat([first, second], 1), position_ids=position_ids, use_cache=False).logits
+    assert_close(stock[:, 5:], teacher(second, use_cache=False).logits, 1e-6)
+
+
+@pytest.mark.parametrize("preallocated", [False, True])
+def test_padding_may_come_one_token_at_a_time(helpers, layout, preallocated):
+    student = helpers.student(layout, torch.float64)
+    ids = helpers.tokens(2, 9)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    cache = HybridCache(student.config, 2, 16, device="cpu", dtype=torch.float64) if preallocated else None
+    steps = []
+    with torch.inference_mode():
+        expected = student(ids, attention_mask=mask).logits
+        for t in range(9):
+            out = student(ids[:, t : t + 1], attention_mask=mask[:, : t + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            steps.append(out.logits)
+    assert_close(torch.cat(steps, 1)[mask.bool()], expected[mask.bool()])
+
+
+def test_padding_between_real_tokens_is_refused_where_it_would_be_wrong(helpers):
+    ids = helpers.tokens(1, 8)
+    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 1]])
+    for layout in ("hybrid", "recurrent"):
+        student = helpers.student(layout)
+        with pytest.raises(ValueError, match="padding between real tokens"):
+            student(ids, attention_mask=mask)
+        cache = student(ids[:, :3], attention_mask=mask[:, :3], use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="padding between real tokens"):
+            student(ids[:, 3:], attention_mask=mask, past_key_values=cache)
+    helpers.student("attention")(ids, attention_mask=mask)
+
+
+def test_a_second_turn_follows_one_padded_at_its_end(helpers, layout):
+    student = helpers.student(layout, torch.float64)
+    ids = helpers.tokens(1, 9)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 1, 1, 1]])
+    with torch.inference_mode():
+        cache = student(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
+        second = student(ids[:, 6:], attention_mask=mask, past_key_values=cache).logits
+        expected = student(torch.cat([ids[:, :4], ids[:, 6:]], 1)).logits[:, 4:]
+    assert_close(second, expected)
+
+
+def test_what_states_cannot_do_is_refused(helpers, layout):
+    student = helpers.student(layout)
+    ids = helpers.tokens(1, 7)
+    plain = student.generate(ids, max_new_tokens=8, do_sample=False)
+    if layout == "attention":
+        assert torch.equal(student.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3), plain)
+    else:
+        with pytest.raises(ValueError, match="stateful"):
+            student.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
+    with pytest.raises(ValueError, match="cache_implementation 'static' is not available"):
+        student.generate(ids, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(ValueError, match="output_attentions is not available"):
+        student(ids, output_attentions=True)
+    with pytest.raises(ValueError, match="attention_mask is a dict"):
+        student(ids, attention_mask={"full_attention": None})

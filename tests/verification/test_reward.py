@@ -148,7 +148,7 @@ def test_a_file_is_graded_and_scored(folder, tmp_path):
     assert summary.verdicts == 8
     assert summary.outcomes == {"correct": 1, "incorrect": 3, "unparsable": 4}
     assert summary.scoring_seconds > 0
-    assert seen == [(8, 8)]
+    assert seen == [(0, 8), (8, 8)]
     for verdict in verdicts:
         assert 0 < verdict.score < 1
         assert verdict.score == pytest.approx(1 / (1 + math.exp(-min(verdict.step_scores))), rel=1e-6)
@@ -161,7 +161,7 @@ def test_grading_without_a_reward_model_in_chunks(tmp_path, monkeypatch):
     write_jsonl(made, tmp_path / "c.jsonl")
     seen = []
     summary = grade_files(PROBLEMS, tmp_path / "c.jsonl", tmp_path / "v.jsonl", progress=lambda *at: seen.append(at))
-    assert seen == [(3, 7), (6, 7), (7, 7)]
+    assert seen == [(0, 7), (3, 7), (6, 7), (7, 7)]
     assert summary.scoring_seconds is None
     assert [v.score for v in read_jsonl(Verdict, tmp_path / "v.jsonl")] == [None] * 7
 
