@@ -3,8 +3,8 @@
 A counter-based generator has no state to carry along: the number for the 17th token of sample 5 of a problem is
 computed from these facts alone. So the numbers of a completion do not depend on which rows share its batch, on the
 order of the problems, on the device, or on an interruption, and whole blocks of numbers come from a few vectorised
-integer operations. The logits that they are compared with do depend on batch and device in their last bits: in float32 that
-hardly ever picks another token, in half precision it often does.
+integer operations. The logits that they are compared with do depend on batch and device in their last bits: in float32
+that hardly ever picks another token, in half precision it often does.
 
 The generator is Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 Key: the seed (64 bits). Counter: a hash of the problem's id (64 bits), the sample (32), the position (32).

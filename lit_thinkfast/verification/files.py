@@ -15,8 +15,8 @@ from lit_thinkfast.verification.grading import MathVerifier, Verifier
 from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel
 
 CHUNK = 256
-"""Completions read, graded and scored together. Large, so that a reward model can batch texts of equal length, yet small
-enough for a progress bar to move."""
+"""Completions read, graded and scored together. Large, so that a reward model can batch texts of equal length, but
+small enough for a progress bar to move."""
 
 
 @dataclass(frozen=True)
