@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 STUDENTS = {"hybrid": [1], "mamba": []}
-"""Name of each student -> layers that keep attention. Their configs have the same names."""
+"""Name of each student -> layers that keep attention. Their configs have the same names. Attention is taken away step by
+step, as in arXiv:2408.15237: the first student goes on from the teacher, the next from the first."""
 
 
 def run(
@@ -72,7 +73,10 @@ def run(
 
     if live_steps:
         console.rule("1/5  distilling two students from the embedded teacher")
-        live = {name: _distil(name, folder / "live" / name, steps=live_steps, seed=seed) for name in STUDENTS}
+        live, source = {}, ASSETS / "teacher"
+        for name in STUDENTS:
+            live[name] = _distil(name, source, folder / "live" / name, steps=live_steps, seed=seed)
+            source = folder / "live" / name / "model"
         write_json(live, folder / "live" / "progress.json")
         notes.append(_told(live, live_steps))
         console.print(notes[-1])
@@ -115,8 +119,8 @@ def config_file(name: str) -> Path:
     raise FileNotFoundError(f"the config arithmetic/{name}.yaml is not installed; install lit-thinkfast again")
 
 
-def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, float]:
-    """Convert the teacher and train the student for a while; return the held-out divergence before and after."""
+def _distil(name: str, source: Path, folder: Path, *, steps: int, seed: int) -> dict[str, float]:
+    """Convert ``source`` and train the student for a while; return the held-out divergence before and after."""
     import shutil
 
     from lit_thinkfast.cli import instantiate
@@ -125,7 +129,7 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
     for made_before in ("start", "model"):
         if (folder / made_before / "config.json").is_file():
             shutil.rmtree(folder / made_before)
-    convert_folder(ASSETS / "teacher", folder / "start", attention_layers=STUDENTS[name], seed=seed)
+    convert_folder(source, folder / "start", attention_layers=STUDENTS[name], seed=seed)
     callbacks = [
         {"class_path": "lit_thinkfast.callbacks.TokensProgress"},
         {"class_path": "lit_thinkfast.callbacks.ExportStudent", "init_args": {"path": str(folder / "model")}},

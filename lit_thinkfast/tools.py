@@ -40,13 +40,13 @@ def convert_teacher(
     """Make a student out of a teacher: some layers keep attention, the others get a mixer.
 
     Args:
-        teacher: Folder or hub id of a decoder-only Transformer.
+        teacher: Folder or hub id of a decoder-only Transformer, or of a student whose mixers are kept.
         out: Folder of the student: model, tokenizer, chat template, generation settings.
         attention_layers: Layers, from 0, that keep attention, like 3,7; "none" for none of them.
         attention_ratio: Or their share, 0 to 1, spread evenly.
         mixer: What the other layers get, by its name in MIXERS.
         init: Start the mixers from the projections of the attention they replace, or at random.
-        mixer_options: Options of the mixer, like --mixer_options.d_state 64.
+        mixer_options: Options of the mixer, like --mixer_options.d_conv 3.
         seed: Of the random numbers.
     """
     from lit_thinkfast.models import convert_folder

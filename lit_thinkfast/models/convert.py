@@ -46,7 +46,8 @@ def convert(
     """Make a student from a teacher.
 
     Args:
-        teacher: A Llama-family causal language model, or its folder or hub id. It is not changed.
+        teacher: A Llama-family causal language model, or its folder or hub id. It is not changed. It may be a student:
+            layers that have the same mixer in both keep it with its weights, so that attention can go step by step.
         layer_mixers: One name a layer, ``"attention"`` or a mixer's. Excludes the next two.
         attention_layers: Layers that keep attention, from 0; an empty list keeps none. Excludes ``attention_ratio``.
         attention_ratio: Share of layers, 0 to 1, that keep attention, spread evenly, the last of each group. Without
@@ -83,6 +84,8 @@ def convert(
     if options and mixer == ATTENTION:
         raise ValueError(f"mixer_options {sorted(mixer_options or {})} have no mixer to go to: mixer is 'attention'")
 
+    if isinstance(teacher.config, HybridConfig):
+        options = {k: v for k, v in (teacher.config.mixer_options or {}).items() if k in names} | options
     values = {key: value for key, value in teacher.config.to_dict().items() if key not in _NOT_TAKEN_OVER}
     config = HybridConfig(**values | {"base_model_type": family, "layer_mixers": names, "mixer_options": options})
     with torch.random.fork_rng(devices=[]):

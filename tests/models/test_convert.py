@@ -160,6 +160,22 @@ def test_a_student_converts_again(folder, tmp_path):
     assert torch.equal(further.model.layers[1].mixer.out_proj.weight, half.model.layers[1].self_attn.o_proj.weight)
 
 
+def test_attention_goes_step_by_step(helpers):
+    """Of a student that is converted again, layers with a mixer keep it; the others start from its attention."""
+    first = convert(helpers.teacher(), attention_layers=[1], mixer_options={"d_conv": 3})
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(0.01)
+    second = convert(first, attention_layers=[])
+    assert second.config.options_of("mamba2") == {"d_conv": 3}
+    before, after = first.state_dict(), second.state_dict()
+    for name, value in after.items():
+        if "layers.1.mixer" not in name:
+            assert torch.equal(value, before[name]), name
+    attention, mixer = first.model.layers[1].self_attn, second.model.layers[1].mixer
+    assert torch.equal(mixer.out_proj.weight, attention.o_proj.weight)
+
+
 def test_load_stock_model_as_all_attention(folder, helpers):
     model = load_model(folder)
     assert isinstance(model, HybridForCausalLM)
