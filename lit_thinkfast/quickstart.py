@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lit_thinkfast.records import Problem
 
 ASSETS = Path(__file__).parent / "assets"
-STUDENTS = {"hybrid": [1], "mamba": []}
-"""Name of each student -> layers that keep attention. Their configs have the same names. Attention is taken away step by
-step, as in arXiv:2408.15237: the first student goes on from the teacher, the next from the first."""
+STUDENTS: dict[str, tuple[str, list[int]]] = {"hybrid": ("teacher", [1]), "mamba": ("hybrid", [])}
+"""Name of each student -> whom it is made from and taught by, and the layers that keep attention. Attention is taken away
+step by step, as in arXiv:2408.15237. Configs have the names of students."""
 
 
 def run(
@@ -73,10 +73,7 @@ def run(
 
     if live_steps:
         console.rule("1/5  distilling two students from the embedded teacher")
-        live, source = {}, ASSETS / "teacher"
-        for name in STUDENTS:
-            live[name] = _distil(name, source, folder / "live" / name, steps=live_steps, seed=seed)
-            source = folder / "live" / name / "model"
+        live = {name: _distil(name, folder / "live" / name, steps=live_steps, seed=seed) for name in STUDENTS}
         write_json(live, folder / "live" / "progress.json")
         notes.append(_told(live, live_steps))
         console.print(notes[-1])
@@ -94,8 +91,8 @@ def run(
 
     console.rule("5/5  the report")
     notes.append(
-        "The students whose curves are shown are shipped with the package; they were trained from this same teacher "
-        "with the configs of the live distillation and more steps, as docs/teacher.md tells."
+        "The students whose curves are shown are shipped with the package; they were trained with the configs of the "
+        "live distillation and more steps, as docs/teacher.md tells."
     )
     comparison = compare_runs(runs)
     page = build_report(
@@ -119,8 +116,8 @@ def config_file(name: str) -> Path:
     raise FileNotFoundError(f"the config arithmetic/{name}.yaml is not installed; install lit-thinkfast again")
 
 
-def _distil(name: str, source: Path, folder: Path, *, steps: int, seed: int) -> dict[str, float]:
-    """Convert ``source`` and train the student for a while; return the held-out divergence before and after."""
+def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, float]:
+    """Convert the student's teacher and train it for a while; return the held-out divergence before and after."""
     import shutil
 
     from lit_thinkfast.cli import instantiate
@@ -129,7 +126,8 @@ def _distil(name: str, source: Path, folder: Path, *, steps: int, seed: int) -> 
     for made_before in ("start", "model"):
         if (folder / made_before / "config.json").is_file():
             shutil.rmtree(folder / made_before)
-    convert_folder(source, folder / "start", attention_layers=STUDENTS[name], seed=seed)
+    teacher, kept = STUDENTS[name]
+    convert_folder(ASSETS / teacher, folder / "start", attention_layers=kept, seed=seed)
     callbacks = [
         {"class_path": "lit_thinkfast.callbacks.TokensProgress"},
         {"class_path": "lit_thinkfast.callbacks.ExportStudent", "init_args": {"path": str(folder / "model")}},
@@ -138,7 +136,7 @@ def _distil(name: str, source: Path, folder: Path, *, steps: int, seed: int) -> 
         [
             *("--config", str(config_file(name))),
             *("--model.init_args.student", str(folder / "start")),
-            *("--model.init_args.teacher.init_args.path", str(ASSETS / "teacher")),
+            *("--model.init_args.teacher.init_args.path", str(ASSETS / teacher)),
             *("--data.init_args.tokenizer", "arithmetic"),
             *("--trainer.max_steps", str(steps)),
             *("--trainer.default_root_dir", str(folder)),
@@ -166,7 +164,7 @@ def _distil(name: str, source: Path, folder: Path, *, steps: int, seed: int) -> 
 
 def _told(live: dict[str, dict[str, float]], steps: int) -> str:
     parts = [
-        f"the {name} student's divergence from the teacher on held-out text went from {v['kl_before']:.3f} to "
+        f"the {name} student's divergence from the {STUDENTS[name][0]} on held-out text went from {v['kl_before']:.3f} to "
         f"{v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
         f"before and {v['top1_after']:.1%} after ({v['seconds']:.0f} s)"
         for name, v in live.items()

@@ -1,0 +1,60 @@
+"""The fused CUDA kernels against the torch paths, where there is a CUDA device and they are installed."""
+
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from lit_thinkfast.mixers import kernels
+from lit_thinkfast.mixers.conv import CausalConv1d
+from lit_thinkfast.mixers.scan import chunked_scan
+
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+DOCUMENTS = torch.tensor([[0] * 5 + [1] * 28 + [2] * 31, [0] * 40 + [1] * 24])
+
+
+def draw(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_cpu_never_gets_a_fused_kernel():
+    cpu = torch.device("cpu")
+    assert kernels.fused_scan(cpu) is None
+    assert kernels.fused_conv(cpu, 4) is None
+
+
+class TestOnGpu:
+    pytestmark = on_gpu
+
+    @pytest.mark.parametrize("channels", [48, 56])
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_conv(self, channels, packed):
+        """Values and gradients, for rows cut from a wider projection at any place."""
+        fused = kernels.fused_conv(torch.device("cuda"), 4)
+        if fused is None:
+            pytest.skip("causal-conv1d is not installed")
+        conv, wide = CausalConv1d(channels, kernel_size=4), draw(2, 64, channels + 9, seed=0)
+        seq_idx = DOCUMENTS if packed else None
+        results = []
+        for device in ("cpu", "cuda"):
+            x = wide.to(device).requires_grad_()
+            seq = None if seq_idx is None else seq_idx.to(device)
+            y = conv.to(device)(x[..., 9:], seq_idx=seq)
+            (gradient,) = torch.autograd.grad(y.square().sum(), x)
+            results.append((y.detach().cpu(), gradient.cpu()))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_scan(self, packed):
+        fused = kernels.fused_scan(torch.device("cuda"))
+        if fused is None:
+            pytest.skip("mamba-ssm is not installed")
+        x, B, C = (draw(2, 64, 4, 32, seed=s) for s in range(3))
+        dt, A, D = softplus(draw(2, 64, 4, seed=3)), -torch.arange(1.0, 5.0), draw(4, seed=4)
+        seq_idx = DOCUMENTS if packed else None
+        expected, state = chunked_scan(x, dt, A, B, C, D=D, seq_idx=seq_idx, chunk_size=32)
+        moved = [part.cuda() for part in (x, dt, A, B, C)]
+        seq = None if seq_idx is None else seq_idx.cuda()
+        y, final = fused(*moved, D=D.cuda(), seq_idx=seq, chunk_size=32)
+        torch.testing.assert_close(y.cpu(), expected, rtol=1e-2, atol=1e-2)  # the kernel multiplies in TF32
+        torch.testing.assert_close(final.cpu(), state, rtol=1e-2, atol=1e-2)
