@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 STUDENTS: dict[str, tuple[str, list[int]]] = {"hybrid": ("teacher", [1]), "mamba": ("hybrid", [])}
-"""Name of each student -> whom it is made from and taught by, and the layers that keep attention. Attention is taken away
-step by step, as in arXiv:2408.15237. Configs have the names of students."""
+"""Name of each student -> whom it is made from and taught by, and the layers that keep attention. Attention is taken
+away step by step, as in arXiv:2408.15237. Configs have the names of students."""
 
 
 def run(
@@ -164,8 +164,8 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
 
 def _told(live: dict[str, dict[str, float]], steps: int) -> str:
     parts = [
-        f"the {name} student's divergence from the {STUDENTS[name][0]} on held-out text went from {v['kl_before']:.3f} to "
-        f"{v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
+        f"the {name} student's divergence from the {STUDENTS[name][0]} on held-out text went from {v['kl_before']:.3f} "
+        f"to {v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
         f"before and {v['top1_after']:.1%} after ({v['seconds']:.0f} s)"
         for name, v in live.items()
     ]
