@@ -1,8 +1,8 @@
 """Training texts for a process reward model of the embedded world: solutions whose lines a program labels.
 
-Run as ``python -m lit_thinkfast.data.arithmetic_steps OUT.jsonl --completions FILE --slips 6000``. There are two kinds of
-texts: what a model wrote, and solutions with one slip (:func:`~lit_thinkfast.data.arithmetic.slipped_solution`) beside
-right ones, because a good model's own mistakes are too rare to learn from in a few minutes.
+Run as ``python -m lit_thinkfast.data.arithmetic_steps OUT.jsonl --completions FILE --slips 6000``. There are two kinds
+of texts: what a model wrote, and solutions with one slip (:func:`~lit_thinkfast.data.arithmetic.slipped_solution`)
+beside right ones, because a good model's own mistakes are too rare to learn from in a few minutes.
 """
 
 import argparse
