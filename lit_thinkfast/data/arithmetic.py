@@ -166,13 +166,20 @@ def check_steps(question: str, solution: str) -> list[bool]:
 
 
 def slipped_solution(question: str, rng: random.Random) -> str:
-    """Return a solution with one slip, as models make them: a count is recalled wrong, and what follows builds on it.
+    """Return a solution with one slip: in every fifth one a digit is miswritten and all else is as it should be, in the
+    others a count is recalled wrong, as models do, and what follows builds on it.
 
     The wrong count is most often another person's, else the right one with another digit.
 
     Raises:
         ValueError: ``question`` is not a problem of this world.
     """
+    if rng.random() < 0.2:
+        lines, _ = _solve(question)
+        own = [i for i, line in enumerate(lines) if line not in question and re.search("[0-9]", line)]
+        slip = rng.choice(own)
+        lines[slip] = _other_digit(lines[slip], rng)
+        return "\n".join(lines)
     recalls = sum(isinstance(operand, str) for _, fact in _parse(question) for operand in (fact.left, fact.right))
     while True:
         slip, calls = rng.randrange(recalls), 0
@@ -185,15 +192,19 @@ def slipped_solution(question: str, rng: random.Random) -> str:
             others = [count for other, count in counts.items() if other != name and count != counts[name]]
             if others and rng.random() < 0.8:
                 return rng.choice(others)
-            digits = list(str(counts[name]))
-            place = rng.randrange(len(digits))
-            digits[place] = rng.choice([digit for digit in "123456789" if digit != digits[place]])
-            return int("".join(digits))
+            return int(_other_digit(str(counts[name]), rng))
 
         try:
             return "\n".join(_solve(question, recall)[0])
         except ArithmeticError:  # the slip leads below zero
             continue
+
+
+def _other_digit(text: str, rng: random.Random) -> str:
+    """Return ``text`` with one of its digits exchanged for another one, which is not zero."""
+    place = rng.choice([i for i, character in enumerate(text) if character.isdigit()])
+    digit = rng.choice([digit for digit in "123456789" if digit != text[place]])
+    return text[:place] + digit + text[place + 1 :]
 
 
 def _draw(rng: random.Random, level: int) -> tuple[list[Fact], Fact, str]:
