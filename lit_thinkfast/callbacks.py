@@ -182,7 +182,11 @@ class TokensProgress(ProgressBar):
 
 
 class LogConfig(SaveConfigCallback):
-    """Save the run's config beside its checkpoints and show it in TensorBoard as text."""
+    """Save the config of a training beside its checkpoints and show it in TensorBoard as text."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # other stages leave nothing that a config could belong to
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         text = self.parser.dump(self.config, skip_none=False)

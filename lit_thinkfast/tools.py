@@ -35,7 +35,6 @@ def convert_teacher(
     mixer: str = "mamba2",
     init: Literal["attention", "random"] = "attention",
     mixer_options: dict[str, Any] | None = None,
-    extra_layers: int = 0,
     seed: int = 0,
 ) -> None:
     """Make a student out of a teacher: some layers keep attention, the others get a mixer.
@@ -48,7 +47,6 @@ def convert_teacher(
         mixer: What the other layers get, by its name in MIXERS.
         init: Start the mixers from the projections of the attention they replace, or at random.
         mixer_options: Options of the mixer, like --mixer_options.d_conv 3.
-        extra_layers: Attention layers to add on top; their outputs start at zero.
         seed: Of the random numbers.
     """
     from lit_thinkfast.models import convert_folder
@@ -61,7 +59,6 @@ def convert_teacher(
         mixer=mixer,
         init=init,
         mixer_options=mixer_options,
-        extra_layers=extra_layers,
         seed=seed,
     )
     size = sum(parameter.numel() for parameter in student.parameters())

@@ -14,7 +14,7 @@ may appear in (:func:`split_of`). There is one right way to write each solution,
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,8 +74,6 @@ ITEMS = [
     "marbles",
     "tickets",
 ]
-Recall = Callable[[str, dict[str, int]], int]  # a name and all counts so far -> the count that is written down
-
 LARGEST = 9999
 ANSWER = "answer"
 LABELS = "ABCDEFGHIJ"
@@ -165,48 +163,6 @@ def check_steps(question: str, solution: str) -> list[bool]:
     return labels
 
 
-def slipped_solution(question: str, rng: random.Random) -> str:
-    """Return a solution with one slip: in every fifth one a digit is miswritten and all else is as it should be, in the
-    others a count is recalled wrong, as models do, and what follows builds on it.
-
-    The wrong count is most often another person's, else the right one with another digit.
-
-    Raises:
-        ValueError: ``question`` is not a problem of this world.
-    """
-    if rng.random() < 0.2:
-        lines, _ = _solve(question)
-        own = [i for i, line in enumerate(lines) if line not in question and re.search("[0-9]", line)]
-        slip = rng.choice(own)
-        lines[slip] = _other_digit(lines[slip], rng)
-        return "\n".join(lines)
-    recalls = sum(isinstance(operand, str) for _, fact in _parse(question) for operand in (fact.left, fact.right))
-    while True:
-        slip, calls = rng.randrange(recalls), 0
-
-        def recall(name: str, counts: dict[str, int], slip: int = slip) -> int:
-            nonlocal calls
-            calls += 1
-            if calls - 1 != slip:
-                return counts[name]
-            others = [count for other, count in counts.items() if other != name and count != counts[name]]
-            if others and rng.random() < 0.8:
-                return rng.choice(others)
-            return int(_other_digit(str(counts[name]), rng))
-
-        try:
-            return "\n".join(_solve(question, recall)[0])
-        except ArithmeticError:  # the slip leads below zero
-            continue
-
-
-def _other_digit(text: str, rng: random.Random) -> str:
-    """Return ``text`` with one of its digits exchanged for another one, which is not zero."""
-    place = rng.choice([i for i, character in enumerate(text) if character.isdigit()])
-    digit = rng.choice([digit for digit in "123456789" if digit != text[place]])
-    return text[:place] + digit + text[place + 1 :]
-
-
 def _draw(rng: random.Random, level: int) -> tuple[list[Fact], Fact, str]:
     """Draw facts in an order in which each rests on earlier ones, the fact that is asked for, and the kind of thing."""
     while True:
@@ -294,33 +250,18 @@ def _parse(question: str) -> list[tuple[str, Fact]]:
     return facts
 
 
-def _right(name: str, counts: dict[str, int]) -> int:
-    """Recall a count without error."""
-    return counts[name]
-
-
-def _solve(question: str, recall: Recall = _right) -> tuple[list[str], int]:
-    """Return the lines of the worked solution and the answer.
-
-    Raises:
-        ArithmeticError: A count is below zero, as only a wrong ``recall`` makes it.
-    """
+def _solve(question: str) -> tuple[list[str], int]:
+    """Return the lines of the worked solution and the answer."""
     counts: dict[str, int] = {}
     lines: list[str] = []
     for sentence, fact in _parse(question):
+        counts[fact.person] = value = _value(fact, counts)
         lines.append(sentence)
-        if fact.operator is None:
-            counts[fact.person] = value = int(fact.left)
-        else:
-            left, right = (
-                recall(operand, counts) if isinstance(operand, str) else operand for operand in (fact.left, fact.right)
-            )
-            counts[fact.person] = value = {"+": left + right, "-": left - right, "*": left * right}[fact.operator]
-            if value < 0:
-                raise ArithmeticError(f"{fact.person} would have {value}")
+        if fact.operator is not None:
+            left = counts[fact.left] if isinstance(fact.left, str) else fact.left
+            right = counts[fact.right] if isinstance(fact.right, str) else fact.right
             lines.append(f"So {fact.person} = {fact.left} {fact.operator} {fact.right}")
-            named = [(fact.left, left), (fact.right, right)]
-            lines += [f"{name}={count}" for name, count in named if isinstance(name, str)]
+            lines += [f"{name}={counts[name]}" for name in (fact.left, fact.right) if isinstance(name, str)]
             lines.append(f"work {left}{fact.operator}{right}")
             lines += {"+": _add, "-": _subtract, "*": _multiply}[fact.operator](left, right)
         lines.append(f"{fact.person}={value}")

@@ -41,7 +41,6 @@ def convert(
     mixer: str = "mamba2",
     init: Literal["attention", "random"] = "attention",
     mixer_options: dict[str, Any] | None = None,
-    extra_layers: int = 0,
     seed: int = 0,
 ) -> HybridForCausalLM:
     """Make a student from a teacher.
@@ -57,8 +56,6 @@ def convert(
         init: ``"attention"`` starts mixers from the attention weights, ``"random"`` from scratch; either way all
             other weights are the teacher's.
         mixer_options: Options of ``mixer``.
-        extra_layers: Attention layers added on top. Their outputs start at zero, so that at first they change nothing
-            (block expansion, arXiv:2401.02415).
         seed: Of the parameters that are new.
 
     Returns:
@@ -71,8 +68,6 @@ def convert(
     """
     if init not in ("attention", "random"):
         raise ValueError(f"unknown initialisation {init!r}; known: attention, random")
-    if extra_layers < 0:
-        raise ValueError(f"extra_layers {extra_layers} is below 0; convert adds layers, it takes none away")
     if not isinstance(teacher, PreTrainedModel):
         teacher = load_stock(teacher, dtype=None)
     family = check_teacher(teacher)
@@ -92,11 +87,7 @@ def convert(
     if isinstance(teacher.config, HybridConfig):
         options = {k: v for k, v in (teacher.config.mixer_options or {}).items() if k in names} | options
     values = {key: value for key, value in teacher.config.to_dict().items() if key not in _NOT_TAKEN_OVER}
-    values |= {"base_model_type": family, "mixer_options": options}
-    values |= {"layer_mixers": names + [ATTENTION] * extra_layers, "num_hidden_layers": len(names) + extra_layers}
-    if values.get("layer_types"):
-        values["layer_types"] = values["layer_types"] + ["full_attention"] * extra_layers
-    config = HybridConfig(**values)
+    config = HybridConfig(**values | {"base_model_type": family, "layer_mixers": names, "mixer_options": options})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         student = HybridForCausalLM(config)
@@ -118,7 +109,6 @@ def convert_folder(
     mixer: str = "mamba2",
     init: Literal["attention", "random"] = "attention",
     mixer_options: dict[str, Any] | None = None,
-    extra_layers: int = 0,
     seed: int = 0,
 ) -> HybridForCausalLM:
     """Convert a teacher and save the student with tokenizer, chat template and generation settings.
@@ -132,7 +122,6 @@ def convert_folder(
         mixer: As in :func:`convert`.
         init: As in :func:`convert`.
         mixer_options: As in :func:`convert`.
-        extra_layers: As in :func:`convert`.
         seed: As in :func:`convert`.
 
     Raises:
@@ -149,7 +138,6 @@ def convert_folder(
         mixer=mixer,
         init=init,
         mixer_options=mixer_options,
-        extra_layers=extra_layers,
         seed=seed,
     )
     save_folder(student, out, tokenizer=load_tokenizer(teacher))
@@ -263,17 +251,11 @@ def _copy_weights(teacher: PreTrainedModel, student: HybridForCausalLM, *, init:
     source: Any = teacher
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     strangers = [name for name in unexpected if ".self_attn." not in name and ".mixer." not in name]
-    old_layers, new_layers = source.model.layers, student.model.layers
-    added = tuple(f"model.layers.{i}." for i in range(len(old_layers), len(new_layers)))
-    lost = [n for n in missing if ".mixer." not in n and n != "lm_head.weight" and not n.startswith(added)]
+    lost = [name for name in missing if ".mixer." not in name and name != "lm_head.weight"]
     if strangers or lost:
         raise ValueError(f"the teacher's weights do not fit its family: {(strangers + lost)[0]} has no counterpart")
     student.tie_weights()
-    for layer in new_layers[len(old_layers) :]:
-        for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            for parameter in output.parameters():
-                parameter.zero_()
-    for old, new in zip(old_layers, new_layers, strict=False):
+    for old, new in zip(source.model.layers, student.model.layers, strict=True):
         mixer: nn.Module | None = getattr(new, "mixer", None)
         attention: nn.Module | None = getattr(old, "self_attn", None)
         if isinstance(mixer, Mixer) and attention is not None and init == "attention":

@@ -233,7 +233,9 @@ def test_accumulation_averages_micro_batches_with_equal_weight(tmp_path, teacher
 
 def test_another_vocabulary_is_one_line(tmp_path, student_folder):
     module = distil(student_folder, llama_folder(tmp_path / "wide", vocab_size=50))
-    with pytest.raises(ValueError, match=r"wide has a vocabulary of 50 and the student of 48; .* rows for the same tokens") as e:
+    with pytest.raises(
+        ValueError, match=r"wide has a vocabulary of 50 and the student of 48; .* rows for the same tokens"
+    ) as e:
         trainer(tmp_path).fit(module, loader(2, 2))
     assert "\n" not in str(e.value)
 

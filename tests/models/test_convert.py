@@ -160,21 +160,6 @@ def test_a_student_converts_again(folder, tmp_path):
     assert torch.equal(further.model.layers[1].mixer.out_proj.weight, half.model.layers[1].self_attn.o_proj.weight)
 
 
-@pytest.mark.parametrize("family", ["llama_bias", "qwen2"])
-def test_extra_layers_change_nothing_at_first_and_learn(helpers, family, tmp_path):
-    teacher, ids = helpers.teacher(family), helpers.tokens(2, 9)
-    made = convert(teacher, mixer="attention", extra_layers=2)
-    assert made.config.num_hidden_layers == 5
-    assert torch.equal(made(ids).logits, convert(teacher, mixer="attention")(ids).logits)
-    made.train()(ids, labels=ids).loss.backward()
-    assert made.model.layers[-1].self_attn.o_proj.weight.grad.abs().sum() > 0
-    made.save_pretrained(tmp_path)
-    assert torch.equal(load_model(tmp_path)(ids).logits, made.eval()(ids).logits)
-    assert convert(teacher, extra_layers=1).config.layer_mixers == ["mamba2"] * 3 + ["attention"]
-    with pytest.raises(ValueError, match="extra_layers -1 is below 0"):
-        convert(teacher, extra_layers=-1)
-
-
 def test_attention_goes_step_by_step(helpers):
     """Of a student that is converted again, layers with a mixer keep it; the others start from its attention."""
     first = convert(helpers.teacher(), attention_layers=[1], mixer_options={"d_conv": 3})
