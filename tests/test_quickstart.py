@@ -1,0 +1,129 @@
+"""The quickstart from end to end, small, and the models that it ships."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lit_thinkfast.data import arithmetic
+from lit_thinkfast.data.problems import load_problems
+from lit_thinkfast.quickstart import ASSETS, STUDENTS, config_file, run
+from lit_thinkfast.records import Completion, Verdict, read_jsonl
+
+MODELS = ("teacher", *STUDENTS, "reward_model")
+
+
+def test_assets_are_small_and_complete():
+    assert sum(f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()) <= 12_000_000
+    for name in MODELS:
+        assert (ASSETS / name / "model.safetensors").is_file()
+        assert (ASSETS / name / "tokenizer.json").read_bytes() == (ASSETS / "tokenizer" / "tokenizer.json").read_bytes()
+
+
+def test_the_teacher_is_a_stock_llama_and_the_students_are_what_their_names_say():
+    assert json.loads((ASSETS / "teacher" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    for name, (_, kept) in STUDENTS.items():
+        layers = AutoModelForCausalLM.from_pretrained(ASSETS / name).config.layer_mixers
+        assert layers == ["attention" if i in kept else "mamba2" for i in range(4)]
+        assert config_file(name).is_file()
+
+
+@pytest.mark.parametrize("name", ["teacher", *STUDENTS])
+def test_shipped_models_solve_some_problems(name):
+    from lit_thinkfast.generation import Sampler, SamplingConfig
+    from lit_thinkfast.models import load_model, load_tokenizer
+    from lit_thinkfast.verification import extract_answer
+
+    problems = load_problems("arithmetic", limit=4)
+    config = SamplingConfig(num_samples=8, max_new_tokens=1024, batch_size=32)
+    sampler = Sampler(load_model(ASSETS / name), load_tokenizer(ASSETS / name), config)
+    answers = {p.id: p.answer for p in problems}
+    made = list(sampler.sample(problems))
+    assert any(extract_answer(c.text) == answers[c.problem_id] for c in made)
+    assert sum(c.finish_reason == "stop" for c in made) >= 0.9 * len(made)
+    assert sum(c.num_tokens for c in made) / len(made) >= 400
+
+
+def test_the_reward_model_tells_right_steps_from_wrong_ones():
+    from lit_thinkfast.verification import ProcessRewardModel
+
+    problems = load_problems("arithmetic", split="validation", limit=12)
+
+    def completion(problem, text, sample):
+        return Completion(problem.id, sample, text, 1, 1, "stop", 0.0, 0.0)
+
+    pairs = []
+    for problem in problems:
+        lines = problem.solution.split("\n")
+        wrong = next(i for i, line in enumerate(lines) if line.startswith("work "))
+        spoiled = [*lines[:wrong], "work 111+111", *lines[wrong + 1 :]]
+        assert not arithmetic.check_steps(problem.question, "\n".join(spoiled))[-1]
+        pairs += [completion(problem, problem.solution, 0), completion(problem, "\n".join(spoiled), 1)]
+    scores = ProcessRewardModel(str(ASSETS / "reward_model")).score([p for p in problems for _ in range(2)], pairs)
+    values = torch.tensor([score.log_odds for score in scores]).view(-1, 2)
+    assert (values[:, 0] > values[:, 1]).float().mean() >= 0.9
+
+
+def test_the_whole_job(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "quickstart"
+    small = {"problems": 2, "num_samples": 2, "batch_size": 4, "live_steps": 2, "decode_batch_sizes": "1,2"}
+    run(out=str(out), **small)
+    assert [path.name for path in tmp_path.iterdir()] == ["quickstart"], "nothing is written elsewhere"
+    for name in ("teacher", *STUDENTS):
+        completions = list(read_jsonl(Completion, out / name / "completions.jsonl"))
+        verdicts = list(read_jsonl(Verdict, out / name / "verdicts.jsonl"))
+        assert len(completions) == len(verdicts) == 4
+        assert all(0 <= v.score <= 1 for v in verdicts)
+    live = json.loads((out / "live" / "progress.json").read_text())
+    assert all(math.isfinite(v["kl_after"]) and v["steps"] == 2 for v in live.values())
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 6
+    assert "Live distillation, 2 steps each" in page
+    assert "weighted" in capsys.readouterr().out
+    for name in STUDENTS:
+        assert (out / "live" / name / "model" / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="holds a run with num_samples 2, not 1; choose another --out"):
+        run(out=str(out), **small | {"num_samples": 1})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"problems": 0},
+        {"num_samples": 0},
+        {"live_steps": -1},
+        {"batch_size": 0},
+        {"temperature": -1.0},
+        {"decode_batch_sizes": "1,0"},
+        {"decode_batch_sizes": "1;4"},
+    ],
+)
+def test_bad_settings_are_found_at_once(bad, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        run(out=str(tmp_path / "out"), **bad)
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_counts_the_same_on_two_processes(monkeypatch):
+    """``configs/arithmetic/validate.yaml`` as a user runs it, with fewer problems."""
+    from lit_thinkfast.cli import instantiate
+
+    root = ASSETS.parent.parent
+    monkeypatch.chdir(root)  # its paths are those of a checkout
+    before = {path.name for path in root.iterdir()}
+    evaluator = "--model.init_args.evaluator.init_args"
+
+    def figures(*more):
+        small = ("--data.init_args.num_problems", "3", f"{evaluator}.sampling.num_samples", "4")
+        ks = (f"{evaluator}.ks", "[1, 4]")
+        made = instantiate(["--config", str(config_file("validate")), *small, *ks, *more])
+        return dict(made.trainer.validate(made.model, made.datamodule, verbose=False)[0])
+
+    one = figures()
+    two = figures("--trainer.devices", "2", "--trainer.strategy", "ddp_fork")
+    assert one.keys() >= {"val/kl", "val/coverage@4", "val/majority@4", "val/weighted_best_of_n@4"}
+    assert two == pytest.approx(one, rel=1e-4)
+    assert {path.name for path in root.iterdir()} == before, "validation leaves nothing behind"
