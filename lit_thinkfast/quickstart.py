@@ -178,10 +178,10 @@ def _completions(folder: Path, name: str) -> Path:
 
 def _graded(problems: "Sequence[Problem]", completions: Path) -> "ModelRun":
     from lit_thinkfast.tools import grade_to_file, read_run
-    from lit_thinkfast.verification import ProcessRewardModel
+    from lit_thinkfast.verification import LikelihoodRewardModel
 
     verdicts = completions.with_name("verdicts.jsonl")
-    reward_model = ProcessRewardModel(str(ASSETS / "reward_model"))
+    reward_model = LikelihoodRewardModel(str(ASSETS / "reward_model"))
     grade_to_file(problems, completions, verdicts, reward_model=reward_model)
     return read_run(completions, verdicts)
 

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from lit_thinkfast.generation import SamplingConfig
     from lit_thinkfast.models import HybridForCausalLM
     from lit_thinkfast.records import Problem
-    from lit_thinkfast.verification import ProcessRewardModel
+    from lit_thinkfast.verification import StepRewardModel
 
 Split = Literal["train", "validation", "test"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Aggregation = Literal["last", "min", "product", "mean"]
+Judge = Literal["signs", "likelihood"]
 
 
 def convert_teacher(
@@ -155,6 +156,7 @@ def verify(
     level: int | None = None,
     limit: int | None = None,
     reward_model: str | None = None,
+    judge: Judge = "signs",
     aggregation: Aggregation = "last",
     batch_size: int = 32,
     device: str = "auto",
@@ -169,14 +171,16 @@ def verify(
         split: Of the named evaluation set.
         level: Difficulty, of arithmetic and math500.
         limit: At most this many problems.
-        reward_model: Folder of a process reward model.
-        aggregation: From the scores of the steps to that of the completion.
+        reward_model: Folder of a reward model.
+        judge: How it judges a line: by the sign, + or -, that it predicts at its end, or by the likelihood of the text
+            so far.
+        aggregation: From the scores of the steps to that of the completion, with signs.
         batch_size: Completions scored together.
         device: Of the reward model: auto, cpu, cuda or cuda:1.
     """
     _must_exist(completions)
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit)
-    scorer = _reward_model(reward_model, aggregation=aggregation, batch_size=batch_size, device=device)
+    scorer = _reward_model(reward_model, judge=judge, aggregation=aggregation, batch_size=batch_size, device=device)
     grade_to_file(chosen, completions, out, reward_model=scorer)
 
 
@@ -193,6 +197,7 @@ def evaluate(
     level: int | None = None,
     limit: int | None = None,
     reward_model: str | None = None,
+    judge: Judge = "signs",
     aggregation: Aggregation = "last",
     name: str | None = None,
     num_samples: int = 64,
@@ -218,8 +223,10 @@ def evaluate(
         split: Of the named evaluation set.
         level: Difficulty, of arithmetic and math500.
         limit: At most this many problems.
-        reward_model: Folder of a process reward model.
-        aggregation: From the scores of the steps to that of the completion.
+        reward_model: Folder of a reward model.
+        judge: How it judges a line: by the sign, + or -, that it predicts at its end, or by the likelihood of the text
+            so far.
+        aggregation: From the scores of the steps to that of the completion, with signs.
         name: Of the model in tables and figures; its folder's name if not given.
         num_samples: Completions a problem.
         temperature: 0 takes the likeliest token.
@@ -248,7 +255,7 @@ def evaluate(
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit) if problems else []
     folder = Path(out)
     # What can be wrong is found before anything is written or a long computation starts.
-    scorer = _reward_model(reward_model, aggregation=aggregation, batch_size=32, device=device)
+    scorer = _reward_model(reward_model, judge=judge, aggregation=aggregation, batch_size=32, device=device)
     if model is not None:
         sampling = SamplingConfig(
             num_samples=num_samples,
@@ -309,7 +316,7 @@ def grade_to_file(
     completions: str | Path,
     out: str | Path,
     *,
-    reward_model: "ProcessRewardModel | None" = None,
+    reward_model: "StepRewardModel | None" = None,
 ) -> None:
     """Grade, and score, completions into verdicts, with a progress bar, and say what came out."""
     from lit_thinkfast.generation.journal import meta_path, write_json
@@ -419,15 +426,15 @@ def _measure(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | 
     """Write the value of every rule at every k, with intervals and seconds, and show them."""
     import rich
 
-    from lit_thinkfast.analysis import budget_points, table
+    from lit_thinkfast.analysis import compare_models, table
     from lit_thinkfast.generation.journal import write_json
 
     run = read_run(completions, verdicts)
     runs = {run.completions[0].model or Path(completions).parent.name: run}
     with progress_bar("measuring"):
-        points = budget_points(runs, ks=ks)
-    write_json([dataclasses.asdict(point) for point in points], out)
-    rich.print(table(runs))
+        comparison = compare_models(runs, ks=ks)
+    write_json([dataclasses.asdict(point) for point in comparison.points], out)
+    rich.print(table(comparison))
     print(f"written to {out}")
 
 
@@ -467,14 +474,20 @@ def _problems(source: str, **options: Any) -> "list[Problem]":
 
 
 def _reward_model(
-    path: str | None, *, aggregation: Aggregation, batch_size: int, device: str
-) -> "ProcessRewardModel | None":
+    path: str | None, *, judge: Judge, aggregation: Aggregation, batch_size: int, device: str
+) -> "StepRewardModel | None":
     """Return the reward model, loaded, if one is asked for."""
-    from lit_thinkfast.verification import ProcessRewardModel
+    from lit_thinkfast.verification import LikelihoodRewardModel, ProcessRewardModel, StepRewardModel
 
     if path is None:
         return None
-    made = ProcessRewardModel(path, aggregation=aggregation, batch_size=batch_size, device=_device(device))
+    made: StepRewardModel
+    if judge == "signs":
+        made = ProcessRewardModel(path, aggregation=aggregation, batch_size=batch_size, device=_device(device))
+    elif aggregation != "last":
+        raise ValueError(f"aggregation {aggregation} is for --judge signs; a likelihood is that of the whole text")
+    else:
+        made = LikelihoodRewardModel(path, batch_size=batch_size, device=_device(device))
     made.load()
     return made
 

@@ -47,7 +47,7 @@ def test_shipped_models_solve_some_problems(name):
 
 
 def test_the_reward_model_tells_right_steps_from_wrong_ones():
-    from lit_thinkfast.verification import ProcessRewardModel
+    from lit_thinkfast.verification import LikelihoodRewardModel
 
     problems = load_problems("arithmetic", split="validation", limit=12)
 
@@ -61,7 +61,7 @@ def test_the_reward_model_tells_right_steps_from_wrong_ones():
         spoiled = [*lines[:wrong], "work 111+111", *lines[wrong + 1 :]]
         assert not arithmetic.check_steps(problem.question, "\n".join(spoiled))[-1]
         pairs += [completion(problem, problem.solution, 0), completion(problem, "\n".join(spoiled), 1)]
-    scores = ProcessRewardModel(str(ASSETS / "reward_model")).score([p for p in problems for _ in range(2)], pairs)
+    scores = LikelihoodRewardModel(str(ASSETS / "reward_model")).score([p for p in problems for _ in range(2)], pairs)
     values = torch.tensor([score.log_odds for score in scores]).view(-1, 2)
     assert (values[:, 0] > values[:, 1]).float().mean() >= 0.9
 

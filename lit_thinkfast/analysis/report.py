@@ -20,6 +20,7 @@ from lit_thinkfast.analysis.sections import (
     fronts_section,
     method_section,
     models_section,
+    reward_section,
     ribbons,
     values_section,
 )
@@ -75,6 +76,7 @@ def build_report(
         curves_section(c, styles),
         decode_section(c, benchmark, styles),
         values_section(c, styles),
+        reward_section(c, styles),
         section(
             "Sample solutions",
             "Problems from easy to hard; of each model the first right and the first wrong sample. Bars at the left, "

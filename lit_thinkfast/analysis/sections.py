@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_thinkfast.analysis.budget import SCORED
 from lit_thinkfast.analysis.comparison import BestAt, Comparison
+from lit_thinkfast.analysis.gain import selection_gains
 from lit_thinkfast.analysis.page import chip, data_table, details, figure, section
 from lit_thinkfast.analysis.plots import QUANTITIES, figure_curves, figure_decode, figure_front, figure_winners
 from lit_thinkfast.analysis.runs import ModelRun, find
@@ -223,6 +224,28 @@ def values_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
         parts.append(details(told, data_table(["k", *(str(k) for k in c.ks)], lines)))
     return section(
         "The numbers", "Small: 95 % bootstrap interval over problems. Shaded: the best of the column.", *parts
+    )
+
+
+def reward_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
+    """Return the table of what choosing with the reward model adds; nothing where there are no scores."""
+    gains = {name: selection_gains(c.measured[name]) for name in c.runs}
+    first = gains[c.baseline]
+    if not first:
+        return ""
+    rows = []
+    for name, own in gains.items():
+        cells = [
+            f"<td>{points(g.difference)}{' *' if g.low > 0 or g.high < 0 else ''}"
+            f"<small>{points(g.low)} to {points(g.high)}</small></td>"
+            for g in own
+        ]
+        rows.append([f'<th scope="row">{chip(name, styles)}</th>', *cells])
+    return section(
+        "What the reward model adds",
+        f"Percentage points of problems solved with {first[0].k} samples. Small: 95 % interval of the paired "
+        "difference over problems. A star marks those that leave out zero.",
+        data_table(["model", *(f"{SHORT_RULES[g.rule]} over {g.over}" for g in first)], rows),
     )
 
 

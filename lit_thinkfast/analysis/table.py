@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_thinkfast.analysis.comparison import BestAt, Comparison, compare_models
+from lit_thinkfast.analysis.gain import selection_gains
 from lit_thinkfast.analysis.runs import ModelRun
 from lit_thinkfast.analysis.story import tell, unmarked
 from lit_thinkfast.analysis.text import count, duration, percent, points, shorten
@@ -67,7 +68,10 @@ def shown_ks(c: Comparison) -> list[int]:
 
 
 def model_cells(c: Comparison, name: str) -> dict[str, str]:
-    """Return what is known of one model: size, attention layers, tokens, time, values at one sample and at all."""
+    """Return what is known of one model: size, attention layers, tokens, time, values at one sample and at all.
+
+    Where samples are scored, also what choosing by score is worth, in points with 95 % intervals.
+    """
     run, last = c.runs[name], c.ks[-1]
     keys = [(c.rules[0], k) for k in shown_ks(c)] + [(rule, last) for rule in c.rules[1:]]
     values = {
@@ -79,6 +83,10 @@ def model_cells(c: Comparison, name: str) -> dict[str, str]:
         "tokens per completion": f"{run.tokens_per_completion:.0f}",
         "engine time per sample": duration(float(c.measured[name].sample_seconds.mean())),
         **values,
+        **{
+            f"{SHORT_RULES[g.rule]} over {g.over}": f"{points(g.difference)} [{points(g.low)}, {points(g.high)}]"
+            for g in selection_gains(c.measured[name])
+        },
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lit_thinkfast.records import Completion, Problem, Verdict, read_jsonl, write_jsonl
 from lit_thinkfast.verification.grading import MathVerifier, Verifier
-from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel
+from lit_thinkfast.verification.reward import RewardModel, StepRewardModel
 
 CHUNK = 256
 """Completions read, graded and scored together. Large, so that a reward model can batch texts of equal length, but
@@ -80,7 +80,7 @@ def grade_files(
             made = grader.grade_batch(problems, chunk)
             seconds["grading"] += time.perf_counter() - start
             if reward_model is not None:
-                if isinstance(reward_model, ProcessRewardModel):
+                if isinstance(reward_model, StepRewardModel):
                     reward_model.load()
                 start = time.perf_counter()
                 made = with_scores(made, reward_model, problems, chunk)

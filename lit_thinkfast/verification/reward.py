@@ -1,10 +1,12 @@
 r"""Reward models: how likely is a solution right, step by step?
 
-A process reward model reads a solution and, at the end of each step, predicts ``+`` (right so far) or ``-``. Its
-judgement of step t is the difference of the two logits, in float32: the log-odds l_t of P(+) renormalised over both
-signs. Log-odds are kept because probabilities saturate: computed in bf16, a third of good samples tie at exactly 1.
-With r_t = sigmoid(l_t) the score of a solution is r_T (``last``), min r_t, the product or the mean of r_t, computed
-from log-odds without loss.
+A reward model reads a solution and gives each step t the log-odds l_t that all is right up to and including it.
+Log-odds are kept because probabilities saturate: computed in bf16, a third of good samples tie at exactly 1. With
+r_t = sigmoid(l_t) the score of a solution is r_T (``last``), min r_t, the product or the mean of r_t, computed from
+log-odds without loss.
+
+Here is the way of process reward models, trained on labelled steps to predict ``+`` or ``-`` at the end of each; for
+another see :mod:`lit_thinkfast.verification.likelihood`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -60,19 +63,17 @@ class RewardModel(Protocol):
         ...
 
 
-class ProcessRewardModel(RewardModel):
-    """A causal language model that judges each line of a solution by predicting ``+`` or ``-`` at its newline.
+class StepRewardModel(RewardModel):
+    """What reward models share that run a causal language model once over prompt and solution, lines being steps.
 
-    The prompt is rendered as for sampling; the completion follows, with a last newline if it lacks one, as in training
-    (:func:`lit_thinkfast.data.prompts.encode_example`). One forward pass judges all lines. Tokens beyond the model's
-    longest context are cut off, and lines there are not judged.
+    A subclass says where in a text the steps end (:meth:`encode`) and how they are judged (:meth:`judge`).
 
     Args:
         path: Hugging Face folder or hub id of model and tokenizer. Loaded at the first score.
         aggregation: From steps to solution.
         batch_size: Completions scored together; they are sorted by length first.
         device: Where the model runs.
-        dtype: Of the weights: ``float32``, ``bfloat16`` or ``float16``. Log-odds are float32 in any case.
+        dtype: Of the weights: ``float32``, ``bfloat16`` or ``float16``. Log-odds are float32 at least in any case.
 
     Raises:
         ValueError: Unknown aggregation or dtype, or a batch size below 1.
@@ -116,13 +117,14 @@ class ProcessRewardModel(RewardModel):
         if not os.path.isdir(self.path) and (os.path.isabs(self.path) or self.path.count("/") != 1):
             raise FileNotFoundError(f"{self.path}: there is no such folder, and it is no hub id; name a reward model")
         tokenizer = AutoTokenizer.from_pretrained(self.path)
-        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=getattr(torch, self.dtype))
         if not tokenizer.is_fast:
             raise ValueError(f"{self.path}: finding line ends in tokens needs a fast tokenizer; this one is slow")
-        for sign in "+-":
-            if len(tokenizer(sign, add_special_tokens=False)["input_ids"]) != 1:
-                raise ValueError(f"{self.path}: its tokenizer splits {sign!r}; a reward model needs one token for it")
+        self.check_tokenizer(tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=getattr(torch, self.dtype))
         self._loaded = model.to(self.device).eval(), tokenizer
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raise ``ValueError`` if steps cannot be judged with it."""
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[RewardScore]:
         """Return the reward of each completion, in order.
@@ -139,43 +141,92 @@ class ProcessRewardModel(RewardModel):
         longest = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         prompts: dict[str, list[int]] = {}
         texts = [
-            _encode(tokenizer, problem, completion, prompts, longest)
+            self.encode(tokenizer, _prompt(tokenizer, problem, prompts), completion).cut(longest)
             for problem, completion in zip(owners, completions, strict=True)
         ]
         found: list[RewardScore | None] = [None] * len(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             with torch.inference_mode():
-                log_odds = self._log_odds(model, tokenizer, [texts[i] for i in rows])
+                log_odds = self.judge(model, tokenizer, [texts[i] for i in rows])
             for i, steps in zip(rows, log_odds, strict=True):
                 found[i] = RewardScore(tuple(steps), aggregate(steps, self.aggregation))
         return [score for score in found if score is not None]
 
-    def _log_odds(self, model: Any, tokenizer: Any, texts: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Return the log-odds of ``+`` against ``-`` after each marked position of each text."""
+    @abstractmethod
+    def encode(self, tokenizer: Any, prompt: list[int], completion: Completion) -> StepText:
+        """Return the tokens of prompt and solution, and where its steps end."""
+
+    @abstractmethod
+    def judge(self, model: Any, tokenizer: Any, texts: list[StepText]) -> list[list[float]]:
+        """Return for each text the log-odds that all is right up to and including each step."""
+
+    def hidden_states(self, model: Any, texts: list[StepText]) -> Tensor:
+        """Run the model once and return its last hidden states ``(texts, longest, d)``."""
         import torch
 
-        width = max(len(ids) for ids, _ in texts)
+        width = max(len(text.ids) for text in texts)
         # Padding on the right, where a causal model does not look back from.
-        rows = [ids + [0] * (width - len(ids)) for ids, _ in texts]
-        mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in texts]
+        rows = [text.ids + [0] * (width - len(text.ids)) for text in texts]
+        mask = [[1] * len(text.ids) + [0] * (width - len(text.ids)) for text in texts]
         hidden: Tensor = model.base_model(
             input_ids=torch.tensor(rows, device=self.device),
             attention_mask=torch.tensor(mask, device=self.device),
             use_cache=False,
         ).last_hidden_state
-        where = torch.tensor([(i, t) for i, (_, ends) in enumerate(texts) for t in ends], device=self.device).reshape(
-            -1, 2
-        )
+        return hidden
+
+
+class ProcessRewardModel(StepRewardModel):
+    """Judges each line of a solution by predicting ``+`` (right so far) or ``-`` at its newline.
+
+    Log-odds are the difference of the two logits: those of P(+) renormalised over both signs. The prompt is rendered as
+    for sampling; the completion follows, with a last newline if it lacks one, as in training
+    (:func:`lit_thinkfast.data.prompts.encode_example`). One forward pass judges all lines. Tokens beyond the model's
+    longest context are cut off, and lines there are not judged. Arguments and errors are those of
+    :class:`StepRewardModel`; a tokenizer that splits a sign is refused.
+    """
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        for sign in "+-":
+            if len(tokenizer(sign, add_special_tokens=False)["input_ids"]) != 1:
+                raise ValueError(f"{self.path}: its tokenizer splits {sign!r}; a reward model needs one token for it")
+
+    def encode(self, tokenizer: Any, prompt: list[int], completion: Completion) -> StepText:
+        text = completion.text if completion.text.endswith("\n") or not completion.text else completion.text + "\n"
+        ids, ends = line_ends(tokenizer, text)
+        return StepText([*prompt, *ids], len(prompt), [len(prompt) + end for end in ends])
+
+    def judge(self, model: Any, tokenizer: Any, texts: list[StepText]) -> list[list[float]]:
+        import torch
+
+        hidden = self.hidden_states(model, texts)
+        where = torch.tensor([(i, t) for i, text in enumerate(texts) for t in text.ends], device=self.device)
+        where = where.reshape(-1, 2)
         signs = [tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "+-"]
-        head = model.get_output_embeddings()
-        at_ends = hidden[where[:, 0], where[:, 1]].float()
-        logits = torch.nn.functional.linear(
-            at_ends, head.weight[signs].float(), None if head.bias is None else head.bias[signs].float()
-        )
+        logits = logits_of(model, hidden[where[:, 0], where[:, 1]], signs)
         values = iter((logits[:, 0] - logits[:, 1]).tolist())
-        return [[next(values) for _ in ends] for _, ends in texts]
+        return [[next(values) for _ in text.ends] for text in texts]
+
+
+@dataclass(frozen=True, slots=True)
+class StepText:
+    """Tokens of a prompt and a solution.
+
+    Attributes:
+        ids: Of both.
+        prompt_tokens: How many of them are the prompt's.
+        ends: Position in ``ids`` of the last token of each step, increasing.
+    """
+
+    ids: list[int]
+    prompt_tokens: int
+    ends: list[int]
+
+    def cut(self, longest: int) -> StepText:
+        """Return the first ``longest`` tokens and the steps that end among them."""
+        return StepText(self.ids[:longest], self.prompt_tokens, [end for end in self.ends if end < longest])
 
 
 def aggregate(step_log_odds: Sequence[float], aggregation: Aggregation) -> float:
@@ -213,18 +264,26 @@ def _log_sum_exp(values: Sequence[float]) -> float:
     return top + math.log(math.fsum(math.exp(value - top) for value in values))
 
 
-def _encode(
-    tokenizer: Any, problem: Problem, completion: Completion, prompts: dict[str, list[int]], longest: int
-) -> tuple[list[int], list[int]]:
-    """Return the token ids of prompt and solution, and the positions of the tokens that end its lines."""
+def _prompt(tokenizer: Any, problem: Problem, seen: dict[str, list[int]]) -> list[int]:
+    """Return the tokens of a problem's prompt, made once."""
     from lit_thinkfast.data.prompts import render_prompt
 
-    if problem.id not in prompts:
-        prompts[problem.id] = render_prompt(tokenizer, problem.question)
-    prompt = prompts[problem.id]
-    text = completion.text if completion.text.endswith("\n") or not completion.text else completion.text + "\n"
+    if problem.id not in seen:
+        seen[problem.id] = render_prompt(tokenizer, problem.question)
+    return seen[problem.id]
+
+
+def line_ends(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of a text and the positions of those that hold a newline."""
     encoded = tokenizer(text, add_special_tokens=False)
-    ids = [*prompt, *encoded["input_ids"]][:longest]
     tokens = (encoded.char_to_token(position) for position, character in enumerate(text) if character == "\n")
-    ends = sorted({len(prompt) + token for token in tokens if token is not None})
-    return ids, [end for end in ends if end < len(ids)]
+    return list(encoded["input_ids"]), sorted({token for token in tokens if token is not None})
+
+
+def logits_of(model: Any, hidden: Tensor, rows: Any) -> Tensor:
+    """Return the logits of some vocabulary rows, a list or a slice, in float32: ``(n, d)`` -> ``(n, rows)``."""
+    import torch
+
+    head = model.get_output_embeddings()
+    bias = None if head.bias is None else head.bias[rows].float()
+    return torch.nn.functional.linear(hidden.float(), head.weight[rows].float(), bias)

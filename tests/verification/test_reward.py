@@ -80,11 +80,10 @@ def test_steps_are_scored_where_training_puts_their_labels(folder):
     lines = problem.solution.count("\n") + 1
     example = Example("e", problem.question, problem.solution, step_labels=(True,) * lines)
     _, labels = encode_example(tokenizer, example)
-    from lit_thinkfast.verification.reward import _encode
-
-    ids, ends = _encode(tokenizer, problem, completion(problem, problem.solution), {}, 10_000)
-    assert [end + 1 for end in ends] == [t for t, label in enumerate(labels) if label != -100]
-    assert ids == encode_example(tokenizer, example)[0][: len(ids)]
+    prompt = render_prompt(tokenizer, problem.question)
+    text = ProcessRewardModel(folder).encode(tokenizer, prompt, completion(problem, problem.solution))
+    assert [end + 1 for end in text.ends] == [t for t, label in enumerate(labels) if label != -100]
+    assert text.ids == encode_example(tokenizer, example)[0][: len(text.ids)]
 
 
 def test_empty_and_overlong_texts_have_a_finite_score(folder):

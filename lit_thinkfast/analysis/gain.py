@@ -1,0 +1,53 @@
+"""What choosing with a reward model is worth, against a random sample and against majority vote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lit_thinkfast.analysis.budget import SCORED, Measured, interval, resample_weights, weighted_means
+from lit_thinkfast.records import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How much more often one way of choosing is right than another, in shares (0.1 = 10 points).
+
+    Attributes:
+        rule: The rule that uses scores.
+        over: ``a random sample``, or ``majority vote`` among as many samples.
+        k: Samples a problem.
+        difference: Its share of problems solved less that of the other.
+        low: Lower end of the 95 % interval of the difference, a bootstrap over problems that resamples both alike.
+        high: Upper end.
+    """
+
+    rule: Rule
+    over: str
+    k: int
+    difference: float
+    low: float
+    high: float
+
+
+def selection_gains(m: Measured, *, resamples: int = 2000, seed: int = 0) -> list[Gain]:
+    """Return the gains of the rules that use scores, at the largest k, over what was measured to compare them with.
+
+    Problems with fewer than k samples are left out on both sides.
+    """
+    others = {}
+    if "coverage" in m.values and m.ks[0] == 1:
+        others["a random sample"] = m.values["coverage"][:, 0]
+    if "majority" in m.values:
+        others["majority vote"] = m.values["majority"][:, -1]
+    weights = resample_weights(len(m.problem_ids), resamples=resamples, seed=seed)
+    found = []
+    for rule in m.values:
+        if rule not in SCORED:
+            continue
+        for over, values in others.items():
+            gain = (m.values[rule][:, -1] - values)[:, None]
+            low, high = interval(weighted_means(gain, weights))
+            found.append(Gain(rule, over, m.ks[-1], float(np.nanmean(gain)), float(low[0]), float(high[0])))
+    return found
