@@ -5,24 +5,29 @@ function runs. Whatever is wrong with an argument is a ``ValueError`` or ``FileN
 """
 
 # No postponed annotations: to resolve them, jsonargparse would import what is for type checkers only.
-import dataclasses
-import itertools
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_thinkfast.terminal import decode_table, progress_bar, sampling_progress
+from lit_thinkfast.jobs import (
+    Dtype,
+    compare_runs,
+    device_named,
+    grade_to_file,
+    load_on,
+    measure_to_file,
+    most_samples,
+    must_exist,
+    read_folder,
+    sample_to_file,
+)
+from lit_thinkfast.terminal import decode_table, progress_bar
 
 if TYPE_CHECKING:
-    from lit_thinkfast.analysis import Comparison, ModelRun
-    from lit_thinkfast.generation import SamplingConfig
-    from lit_thinkfast.models import HybridForCausalLM
     from lit_thinkfast.records import Problem
     from lit_thinkfast.verification import StepRewardModel
 
 Split = Literal["train", "validation", "test"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 Aggregation = Literal["last", "min", "product", "mean"]
 Judge = Literal["signs", "likelihood"]
 
@@ -66,7 +71,7 @@ def convert_teacher(
     print(f"{out}: {size:,} parameters, layers {' '.join(student.config.layer_mixers or [])}")
 
 
-def export(*, model: str, out: str, dtype: Dtype | None = None) -> None:
+def export(*, model: str, out: str, dtype: Dtype | None = None, judge: Judge | None = None) -> None:
     """Write a model as a folder for others: weights in a type of your choice, tokenizer, chat template, settings.
 
     A model whose layers all have attention is written as the stock class of its family, which any program reads.
@@ -75,6 +80,7 @@ def export(*, model: str, out: str, dtype: Dtype | None = None) -> None:
         model: Folder or hub id of a student or of a Transformer.
         out: Folder to write.
         dtype: Of the weights in the file, as they are if not given; decay parameters of mixers stay in float32.
+        judge: Mark it as a reward model that judges lines by signs, or by likelihood.
     """
     import torch
 
@@ -86,6 +92,8 @@ def export(*, model: str, out: str, dtype: Dtype | None = None) -> None:
     made = load_stock(model, dtype=None if dtype is None else getattr(torch, dtype))
     if only_attention(made):
         made = to_stock(made)  # type: ignore[arg-type]
+    if judge is not None:
+        made.config.reward_judge = judge
     save_folder(made, out, tokenizer=load_tokenizer(model))
     print(f"{out}: {type(made).__name__}, {sum(p.numel() for p in made.parameters()):,} parameters in {made.dtype}")
 
@@ -156,8 +164,8 @@ def verify(
     level: int | None = None,
     limit: int | None = None,
     reward_model: str | None = None,
-    judge: Judge = "signs",
-    aggregation: Aggregation = "last",
+    judge: Judge | None = None,
+    aggregation: Aggregation | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> None:
@@ -173,12 +181,12 @@ def verify(
         limit: At most this many problems.
         reward_model: Folder of a reward model.
         judge: How it judges a line: by the sign, + or -, that it predicts at its end, or by the likelihood of the text
-            so far.
-        aggregation: From the scores of the steps to that of the completion, with signs.
+            so far. By default what its config says, else signs.
+        aggregation: From the scores of the steps, given by signs, to that of the completion; the last by default.
         batch_size: Completions scored together.
         device: Of the reward model: auto, cpu, cuda or cuda:1.
     """
-    _must_exist(completions)
+    must_exist(completions)
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit)
     scorer = _reward_model(reward_model, judge=judge, aggregation=aggregation, batch_size=batch_size, device=device)
     grade_to_file(chosen, completions, out, reward_model=scorer)
@@ -197,8 +205,8 @@ def evaluate(
     level: int | None = None,
     limit: int | None = None,
     reward_model: str | None = None,
-    judge: Judge = "signs",
-    aggregation: Aggregation = "last",
+    judge: Judge | None = None,
+    aggregation: Aggregation | None = None,
     name: str | None = None,
     num_samples: int = 64,
     temperature: float = 0.8,
@@ -225,8 +233,8 @@ def evaluate(
         limit: At most this many problems.
         reward_model: Folder of a reward model.
         judge: How it judges a line: by the sign, + or -, that it predicts at its end, or by the likelihood of the text
-            so far.
-        aggregation: From the scores of the steps to that of the completion, with signs.
+            so far. By default what its config says, else signs.
+        aggregation: From the scores of the steps, given by signs, to that of the completion; the last by default.
         name: Of the model in tables and figures; its folder's name if not given.
         num_samples: Completions a problem.
         temperature: 0 takes the likeliest token.
@@ -252,6 +260,8 @@ def evaluate(
     from lit_thinkfast.records import write_jsonl
 
     wanted = None if ks is None else numbers(ks, option="ks")
+    if wanted is not None and min(wanted, default=0) < 1:
+        raise ValueError(f"ks {ks} must be numbers of samples from 1, like 1,8,64")
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit) if problems else []
     folder = Path(out)
     # What can be wrong is found before anything is written or a long computation starts.
@@ -275,7 +285,7 @@ def evaluate(
         sample_to_file(model, chosen, completions, sampling=sampling, name=name, device=device, dtype=dtype)
     else:
         assert completions is not None
-        most = _samples_a_problem(completions)
+        most = most_samples(completions)
         if wanted and max(wanted) > most:
             raise ValueError(
                 f"k {max(wanted)} is larger than the {most} samples a problem of {completions}; use {most} or less"
@@ -285,48 +295,7 @@ def evaluate(
         grade_to_file(chosen, completions, verdicts, reward_model=scorer)
     if chosen:
         write_jsonl(chosen, folder / "problems.jsonl")
-    _measure(completions, verdicts, folder / "metrics.json", ks=wanted)
-
-
-def sample_to_file(
-    model: str,
-    problems: "Sequence[Problem]",
-    out: str | Path,
-    *,
-    sampling: "SamplingConfig",
-    name: str | None = None,
-    device: str = "auto",
-    dtype: Dtype = "float32",
-) -> None:
-    """Sample completions into a journal, with a progress bar, and say what came out."""
-    from lit_thinkfast.generation import Sampler, generate_to_file
-    from lit_thinkfast.models import load_tokenizer
-
-    student = _load(model, device=device, dtype=dtype)
-    sampler = Sampler(student, load_tokenizer(model), sampling, name=name or Path(model).resolve().name)
-    with progress_bar(f"sampling {sampler.name}") as update:
-        meta = generate_to_file(sampler, problems, out, on_batch=lambda progress: update(*sampling_progress(progress)))
-    print(
-        f"{out}: {meta['total_samples']} completions, {meta['total_tokens']:,} tokens in {meta['total_seconds']:.1f} s"
-    )
-
-
-def grade_to_file(
-    problems: "Sequence[Problem]",
-    completions: str | Path,
-    out: str | Path,
-    *,
-    reward_model: "StepRewardModel | None" = None,
-) -> None:
-    """Grade, and score, completions into verdicts, with a progress bar, and say what came out."""
-    from lit_thinkfast.generation.journal import meta_path, write_json
-    from lit_thinkfast.verification import grade_files
-
-    with progress_bar("grading" if reward_model is None else "grading and scoring") as update:
-        summary = grade_files(problems, completions, out, reward_model=reward_model, progress=update)
-    write_json(dataclasses.asdict(summary), meta_path(out))
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
-    print(f"{out}: {summary.verdicts} verdicts, {counts}")
+    measure_to_file(completions, verdicts, folder / "metrics.json", ks=wanted)
 
 
 def benchmark(
@@ -361,7 +330,7 @@ def benchmark(
     from lit_thinkfast.generation.benchmark import benchmark_to_file
 
     sizes = numbers(batch_sizes, option="batch_sizes")
-    loaded = {name: _load(path, device=device, dtype=dtype) for name, path in models.items()}
+    loaded = {name: load_on(path, device=device, dtype=dtype) for name, path in models.items()}
     with progress_bar("decoding") as update:
         points = benchmark_to_file(
             loaded,
@@ -402,69 +371,13 @@ def report(
     from lit_thinkfast.records import Problem, read_jsonl
 
     points = read_points(benchmark) if benchmark is not None else None
-    loaded = {name: _run(Path(folder)) for name, folder in runs.items()}
+    loaded = {name: read_folder(Path(folder)) for name, folder in runs.items()}
     files = [path for folder in runs.values() if (path := Path(folder) / "problems.jsonl").is_file()]
     asked = {p.id: p for path in files for p in read_jsonl(Problem, path)}
     comparison = compare_runs(loaded)
     build_report(comparison, out, benchmark=points, problems=list(asked.values()), notes=notes, title=title)
     rich.print(table(comparison))
     print(f"written to {out}")
-
-
-def compare_runs(runs: "dict[str, ModelRun]") -> "Comparison":
-    """Measure all runs and compare them with the first, with a progress bar."""
-    from lit_thinkfast.analysis import compare_models
-
-    with progress_bar("measuring") as update:
-        done = itertools.count(1)
-        return compare_models(
-            runs, baseline=next(iter(runs)), on_step=lambda model, rule: update(next(done), None, f"{model}, {rule}")
-        )
-
-
-def _measure(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | None) -> None:
-    """Write the value of every rule at every k, with intervals and seconds, and show them."""
-    import rich
-
-    from lit_thinkfast.analysis import compare_models, table
-    from lit_thinkfast.generation.journal import write_json
-
-    run = read_run(completions, verdicts)
-    runs = {run.completions[0].model or Path(completions).parent.name: run}
-    with progress_bar("measuring"):
-        comparison = compare_models(runs, ks=ks)
-    write_json([dataclasses.asdict(point) for point in comparison.points], out)
-    rich.print(table(comparison))
-    print(f"written to {out}")
-
-
-def _samples_a_problem(completions: str) -> int:
-    """Return the most samples that a problem has in a file."""
-    from lit_thinkfast.records import Completion, read_jsonl
-
-    _must_exist(completions)
-    counts = Counter(c.problem_id for c in read_jsonl(Completion, completions))
-    if not counts:
-        raise ValueError(f"{completions}: there are no completions in this file; generate some first")
-    return max(counts.values())
-
-
-def _run(folder: Path) -> "ModelRun":
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no evaluation folder {folder}; make one with lit-thinkfast evaluate --out {folder}")
-    for name in ("completions.jsonl", "verdicts.jsonl"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} lacks {name}; make it with lit-thinkfast evaluate --out {folder}")
-    return read_run(folder / "completions.jsonl", folder / "verdicts.jsonl")
-
-
-def read_run(completions: str | Path, verdicts: str | Path) -> "ModelRun":
-    """Read a run, with the seconds that scoring took where verify has written them."""
-    from lit_thinkfast.analysis import ModelRun
-    from lit_thinkfast.generation.journal import read_meta
-
-    run = ModelRun.from_files(completions, verdicts)
-    return dataclasses.replace(run, scoring_seconds=(read_meta(verdicts) or {}).get("scoring_seconds"))
 
 
 def _problems(source: str, **options: Any) -> "list[Problem]":
@@ -474,41 +387,16 @@ def _problems(source: str, **options: Any) -> "list[Problem]":
 
 
 def _reward_model(
-    path: str | None, *, judge: Judge, aggregation: Aggregation, batch_size: int, device: str
+    path: str | None, *, judge: Judge | None, aggregation: Aggregation | None, batch_size: int, device: str
 ) -> "StepRewardModel | None":
     """Return the reward model, loaded, if one is asked for."""
-    from lit_thinkfast.verification import LikelihoodRewardModel, ProcessRewardModel, StepRewardModel
+    from lit_thinkfast.verification import load_reward_model
 
     if path is None:
         return None
-    made: StepRewardModel
-    if judge == "signs":
-        made = ProcessRewardModel(path, aggregation=aggregation, batch_size=batch_size, device=_device(device))
-    elif aggregation != "last":
-        raise ValueError(f"aggregation {aggregation} is for --judge signs; a likelihood is that of the whole text")
-    else:
-        made = LikelihoodRewardModel(path, batch_size=batch_size, device=_device(device))
-    made.load()
-    return made
-
-
-def _load(path: str, *, device: str, dtype: Dtype) -> "HybridForCausalLM":
-    import torch
-
-    from lit_thinkfast.models import load_model
-
-    return load_model(path, dtype=getattr(torch, dtype), device=_device(device))
-
-
-def _device(name: str) -> str:
-    """Return the device to use; ``auto`` is the first CUDA device, or the CPU where there is none."""
-    import torch
-
-    from lit_thinkfast.models.loading import check_device
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(check_device(name))
+    return load_reward_model(
+        path, judge=judge, aggregation=aggregation, batch_size=batch_size, device=device_named(device)
+    )
 
 
 def _layers(given: list[int] | str | None) -> list[int] | None:
@@ -527,8 +415,3 @@ def numbers(given: Sequence[int] | str, *, option: str) -> list[int]:
         return [int(part) for part in given.split(",")] if isinstance(given, str) else list(given)
     except ValueError:
         raise ValueError(f"{option} {given!r} is not a list of whole numbers; write it like 3,7") from None
-
-
-def _must_exist(path: str) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}")

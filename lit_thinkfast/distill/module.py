@@ -34,11 +34,11 @@ class DistillationModule(LightningModule):
     Logs ``train/loss`` (the weighted sum), ``train/loss_<name>`` (unweighted), ``train/grad_norm`` before clipping,
     ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a
     token, at temperature 1) and ``val/top1_agreement``, all token means over the held-out set on all ranks; with an
-    evaluator, what it computes, such as ``val/coverage@4``.
+    evaluator, what it computes, such as ``val/coverage@4``. In a test the same under ``test/``.
 
     Args:
         student: Hugging Face folder or hub id. A folder with a config and no weights is freshly initialised.
-        losses: What is minimised, by name.
+        losses: What is minimised, by name. Parameters of their own are trained along.
         teacher: Who is imitated. It is loaded by ``setup``, never trained, and no part of checkpoints.
         weights: Weight of each loss by name; 1 where none is given.
         trainable: Regular expression searched in the student's parameter names; the others are frozen.
@@ -56,6 +56,7 @@ class DistillationModule(LightningModule):
     """
 
     student: Any
+    teacher: Teacher | None
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class DistillationModule(LightningModule):
         self.student_path = student
         self.losses = nn.ModuleDict(losses)
         self.weights = {name: (weights or {}).get(name, 1.0) for name in losses}
-        self.teacher = teacher
+        # Not by assignment: a teacher that is a torch module would become part of this one and of its checkpoints.
+        self.__dict__["teacher"] = teacher
         self.trainable = trainable
         self.optimizer = optimizer
         self.weight_decay = weight_decay
@@ -142,17 +144,25 @@ class DistillationModule(LightningModule):
             self._evaluate(batch)
             return
         values, student, teacher = self.shared_step(batch)
-        logged = {f"val/loss_{name}": value for name, value in values.items()}
+        logged = {f"loss_{name}": value for name, value in values.items()}
         if teacher is not None:
-            logged["val/kl"] = ForwardKL()(student, teacher, batch)
-            logged["val/top1_agreement"] = top1_agreement(student, teacher, batch)
+            logged["kl"] = ForwardKL()(student, teacher, batch)
+            logged["top1_agreement"] = top1_agreement(student, teacher, batch)
         # times the ranks, because Lightning averages this weight over them and cuts it off to an integer
         tokens = int((batch["labels"][:, 1:] != -100).sum()) * self.trainer.world_size
-        headline = "val/kl" if teacher is not None else next(iter(logged))
+        headline = "kl" if teacher is not None else next(iter(logged))
         for name, value in logged.items():
             self.log(
-                name, value, batch_size=tokens, sync_dist=True, add_dataloader_idx=False, prog_bar=name == headline
+                self._key(name),
+                value,
+                batch_size=tokens,
+                sync_dist=True,
+                add_dataloader_idx=False,
+                prog_bar=name == headline,
             )
+
+    def test_step(self, batch: PackedBatch | list[Problem], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
         if not self._has_problems():
@@ -164,6 +174,9 @@ class DistillationModule(LightningModule):
         self.evaluator.setup(len(problems))
         self.evaluator.reset()
 
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
     def _evaluate(self, problems: list[Problem]) -> None:
         if self.trainer.sanity_checking or self.evaluator is None:
             return
@@ -174,7 +187,14 @@ class DistillationModule(LightningModule):
         if self.evaluator is None or not self._has_problems():
             return
         # Every rank computes the same numbers: the evaluator gathers its grid.
-        self.log_dict({f"val/{name}": value for name, value in self.evaluator.compute().items()}, sync_dist=True)
+        self.log_dict({self._key(name): value for name, value in self.evaluator.compute().items()}, sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    def _key(self, name: str) -> str:
+        """Return what is logged as ``name`` in validation, or in a test."""
+        return f"{'test' if self.trainer.testing else 'val'}/{name}"
 
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)  # Lightning sets it only when there is one
@@ -183,14 +203,17 @@ class DistillationModule(LightningModule):
         return not self.trainer.sanity_checking and bool(getattr(self._data(), "problem_set", None))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
-        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return  # Lightning writes at the last step of every n
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.log("train/grad_norm", nn.utils.get_total_norm(gradients))
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(parameter_groups(self.student, self.weight_decay))
+        groups = parameter_groups(self.student, self.weight_decay)
+        if own := [p for p in self.losses.parameters() if p.requires_grad]:
+            groups.append({"params": own, "weight_decay": self.weight_decay, "matrix": False})
+        optimizer = self.optimizer(groups)
         if self.schedule is None:
             return optimizer
         total_steps = int(self.trainer.max_steps)

@@ -13,6 +13,17 @@ import torch
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+MODEL_FILES = (
+    *WEIGHT_FILES,
+    *TOKENIZER_FILES,
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.*",
+)
+"""What a saved model consists of: what an export may replace."""
 
 
 def build_student(path: str, *, seed: int = 0) -> Any:
@@ -79,15 +90,14 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
             AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(partial)
         if target.exists():
             target.rename(replaced)
-        try:
-            partial.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
+        partial.rename(target)
+    except BaseException:  # an interrupt must not cost the model that was there either
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise
     finally:
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 
@@ -113,10 +123,19 @@ def _quiet() -> Iterator[None]:
 
 
 def check_export_target(path: str | Path) -> None:
-    """Refuse a path whose present contents an export must not replace."""
+    """Refuse a path whose present contents an export must not replace.
+
+    Raises:
+        ValueError: It is a file, or a folder with anything that is no part of a saved model.
+    """
     path = Path(path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
-        raise ValueError(f"{path} exists and is not a model folder; export to a new folder, or remove it first")
+    if path.is_file():
+        raise ValueError(f"{path} is a file; export to a new folder")
+    contents = sorted(path.iterdir()) if path.is_dir() else []
+    foreign = [f.name for f in contents if f.is_dir() or not any(f.match(pattern) for pattern in MODEL_FILES)]
+    if foreign or (contents and not (path / "config.json").is_file()):
+        held = foreign[0] if foreign else contents[0].name
+        raise ValueError(f"{path} holds {held}, which an export would delete; export to a new folder, or move it away")
 
 
 def has_tokenizer(path: str) -> bool:

@@ -6,6 +6,7 @@ Importing this room is cheap: no torch, no math-verify.
 from lit_thinkfast.verification.answers import canonical, equivalent, extract_answer
 from lit_thinkfast.verification.files import GradingSummary, grade_files
 from lit_thinkfast.verification.grading import MathVerifier, Verifier
+from lit_thinkfast.verification.judges import load_reward_model
 from lit_thinkfast.verification.likelihood import LikelihoodRewardModel
 from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel, RewardScore, StepRewardModel
 
@@ -22,4 +23,5 @@ __all__ = [
     "equivalent",
     "extract_answer",
     "grade_files",
+    "load_reward_model",
 ]

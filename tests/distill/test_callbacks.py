@@ -1,6 +1,7 @@
 """Exported folders and the progress bar."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from lit_thinkfast.callbacks import ExportStudent, TokensProgress
 from lit_thinkfast.data.arithmetic import TOKENIZER
 from lit_thinkfast.distill import CrossEntropy, DistillationModule
-from lit_thinkfast.distill.students import export_folder
+from lit_thinkfast.distill.students import check_export_target, export_folder
 from lit_thinkfast.models import HybridForCausalLM, convert
 
 from .conftest import llama_folder, loader
@@ -72,9 +73,32 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, student_folder):
     precious.parent.mkdir()
     precious.write_text("years of work")
     run = trainer(tmp_path, callbacks=[ExportStudent(str(precious.parent))])
-    with pytest.raises(ValueError, match="exists and is not a model folder"):
+    with pytest.raises(ValueError, match=r"home holds thesis\.txt, which an export would delete"):
+        run.fit(module(student_folder), loader(8, 2))
+    (precious.parent / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"home holds thesis\.txt, which an export would delete"):
         run.fit(module(student_folder), loader(8, 2))
     assert precious.read_text() == "years of work"
+    with pytest.raises(ValueError, match="is a file"):
+        check_export_target(precious)
+
+
+def test_an_interrupt_between_two_renames_keeps_the_old_folder(tmp_path, student_folder, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(student_folder)
+    target = export_folder(model, tmp_path / "model", tokenizer_from=str(TOKENIZER))
+    before = {f.name: f.read_bytes() for f in target.iterdir()}
+    rename = Path.rename
+
+    def interrupted(self, to):
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_folder(model, target)
+    assert {f.name: f.read_bytes() for f in target.iterdir()} == before
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["model", "student"]
 
 
 def test_a_failed_export_keeps_the_old_folder(tmp_path, student_folder):

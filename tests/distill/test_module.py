@@ -3,12 +3,14 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from transformers import AutoModelForCausalLM
+from lightning.pytorch.loggers.logger import Logger
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_thinkfast.data.loader import Batches
 from lit_thinkfast.distill import (
     CrossEntropy,
     DistillationModule,
+    DistillLoss,
     ForwardKL,
     HFTeacher,
     HiddenStateLoss,
@@ -134,6 +136,65 @@ def test_weights_scale_and_add_the_losses(tmp_path, teacher_folder, student_fold
     assert logged["train/loss"] == pytest.approx(expected)
     assert logged["train/grad_norm"] > 0
     assert logged["train/lr"] == pytest.approx(0.005)
+
+
+def test_what_is_logged_every_few_steps_is_of_the_step_it_is_logged_at(tmp_path, teacher_folder, student_folder):
+    written = {}
+
+    class Log(Logger):
+        name = version = "log"
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+        def log_metrics(self, metrics, step=None):
+            written.setdefault(step, {}).update(metrics)
+
+    def logged(every):
+        written.clear()
+        module = distil(student_folder, teacher_folder, schedule=WarmupStableDecay(warmup=12))
+        run = trainer(tmp_path, steps=6, logger=Log(), log_every_n_steps=every)
+        run.fit(module, loader(12, 2))
+        return {step: (v["train/lr"], v["train/grad_norm"]) for step, v in written.items() if "train/lr" in v}
+
+    each = logged(1)
+    assert len({lr for lr, _ in each.values()}) == 6
+    assert logged(3) == {step: pytest.approx(each[step]) for step in (2, 5)}
+
+
+class Projected(DistillLoss):
+    """Hidden states compared through a projection that is learnt along, as between models of different width."""
+
+    needs = frozenset({"logits", "hidden_states"})
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.projection = torch.nn.Linear(width, width)
+
+    def forward(self, student, teacher, batch):
+        return (self.projection(student.hidden_states[-1]) - teacher.hidden_states[-1]).square().mean()
+
+
+def test_a_loss_with_parameters_learns_them(tmp_path, teacher_folder, student_folder):
+    width = AutoConfig.from_pretrained(teacher_folder).hidden_size
+    module = distil(student_folder, teacher_folder, losses={"projected": Projected(width)})
+    before = module.losses["projected"].projection.weight.detach().clone()
+    trainer(tmp_path, steps=2).fit(module, loader(4, 2))
+    assert not torch.equal(before, module.losses["projected"].projection.weight)
+
+
+def test_a_teacher_that_is_a_torch_module_is_no_part_of_the_checkpoint(student_folder, teacher_folder):
+    class Wrapped(torch.nn.Module, HFTeacher):
+        def __init__(self, path):
+            torch.nn.Module.__init__(self)
+            HFTeacher.__init__(self, path)
+            self.weight = torch.nn.Parameter(torch.zeros(3))
+
+    module = DistillationModule(student_folder, teacher=Wrapped(teacher_folder), losses={"kl": ForwardKL()})
+    module.configure_model()
+    assert isinstance(module.teacher, Wrapped)
+    assert not [name for name in module.state_dict() if "teacher" in name]
+    assert not [p for p in module.parameters() if p.shape == (3,)]
 
 
 def test_the_student_trains_in_training_mode_also_after_validation(tmp_path, teacher_folder, student_folder):

@@ -1,0 +1,64 @@
+"""Which class of reward model a folder is meant for."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from lit_thinkfast.verification.likelihood import LikelihoodRewardModel
+from lit_thinkfast.verification.reward import Aggregation, ProcessRewardModel, StepRewardModel
+
+Judge = Literal["signs", "likelihood"]
+
+
+def load_reward_model(
+    path: str | os.PathLike[str],
+    *,
+    judge: Judge | None = None,
+    aggregation: Aggregation | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> StepRewardModel:
+    """Load a reward model as the class that its ``config.json`` names under ``reward_judge``.
+
+    Args:
+        path: Hugging Face folder or hub id.
+        judge: ``signs`` for :class:`ProcessRewardModel`, ``likelihood`` for :class:`LikelihoodRewardModel`; by default
+            what the config says, and ``signs`` where it says nothing, as published models do.
+        aggregation: Of signs; ``last`` by default.
+        batch_size: Completions scored together.
+        device: Where the model runs.
+        dtype: Of the weights.
+
+    Raises:
+        FileNotFoundError: No such folder.
+        ValueError: The model cannot judge, was made for the other judge, or an aggregation is given for likelihoods.
+    """
+    made_for = _made_for(path)
+    judge = judge or made_for or "signs"
+    if judge not in Judge.__args__:  # type: ignore[attr-defined]
+        raise ValueError(f"{path}: unknown judge {judge!r}; known: signs, likelihood")
+    if made_for not in (None, judge):
+        raise ValueError(f"{path} was made to judge by {made_for}, not by {judge}; leave the judge out")
+    model: StepRewardModel
+    if judge == "signs":
+        model = ProcessRewardModel(
+            path, aggregation=aggregation or "last", batch_size=batch_size, device=device, dtype=dtype
+        )
+    elif aggregation is not None:
+        raise ValueError(f"aggregation {aggregation!r} is for signs; a likelihood is that of all steps already")
+    else:
+        model = LikelihoodRewardModel(path, batch_size=batch_size, device=device, dtype=dtype)
+    model.load()
+    return model
+
+
+def _made_for(path: str | os.PathLike[str]) -> Judge | None:
+    from transformers import PretrainedConfig
+
+    try:
+        values, _ = PretrainedConfig.get_config_dict(path)
+    except OSError:
+        return None  # loading will say what is wrong with it
+    return values.get("reward_judge")  # type: ignore[no-any-return]
