@@ -1,5 +1,6 @@
 """What README and docs say is what runs."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -77,3 +78,14 @@ def test_every_function_of_the_paper_map_exists():
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_public_name_has_a_place_in_the_reference():
+    import lit_thinkfast
+
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^(?:::: lit_thinkfast\.[\w.]*?|### `)(\w+)`?$", page, flags=re.MULTILINE))
+    assert named == set(lit_thinkfast.__all__)
+    for path in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE):
+        module, _, name = path.rpartition(".")
+        assert getattr(importlib.import_module(module), name) is getattr(lit_thinkfast, name)
