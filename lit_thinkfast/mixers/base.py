@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -111,15 +112,44 @@ def mixer_class(name: str) -> type[Mixer]:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Check that a mixer knows all options.
+    """Check that a mixer knows all options, and that each has the type of its annotation.
 
     Raises:
-        ValueError: An option is unknown.
+        ValueError: An option is unknown, or of another type.
     """
-    parameters = inspect.signature(mixer_class(name).__init__).parameters.values()
+    constructor = mixer_class(name).__init__
+    parameters = inspect.signature(constructor).parameters.values()
     known = sorted(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"mixer {name!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
+    try:
+        types = get_type_hints(constructor)
+    except NameError:  # a mixer of another package names types that only type checkers see
+        return
+    for option, value in options.items():
+        if not _fits(value, wanted := types.get(option, Any)):
+            raise ValueError(
+                f"option {option!r} of mixer {name!r} is {value!r}; give it as {inspect.formatannotation(wanted)}"
+            )
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Is the value of a plain type, or of one of several? Other annotations are left to the mixer."""
+    if get_origin(wanted) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(wanted))
+    if wanted not in (bool, int, float, str, NoneType):
+        return True
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+def attention_output_bias(config: Any) -> bool:
+    """Does the attention of this decoder have a bias on its output projection?
+
+    Other families than these two may carry ``attention_bias`` in their file, but their stock classes ignore it there.
+    """
+    return config.base_model_type in ("llama", "qwen3") and bool(config.attention_bias)
 
 
 def read_states(cache: Cache | None, layer_idx: int) -> States | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_thinkfast.mixers import kernels
-from lit_thinkfast.mixers.base import Mixer, States, StateShapes, read_states, write_states
+from lit_thinkfast.mixers.base import Mixer, States, StateShapes, attention_output_bias, read_states, write_states
 from lit_thinkfast.mixers.conv import CausalConv1d
 from lit_thinkfast.mixers.scan import chunked_scan, scan_step
 
@@ -53,7 +53,7 @@ class Mamba2Mixer(Mixer):
 
     Args:
         config: A decoder configuration with ``hidden_size``, ``num_attention_heads``, ``num_key_value_heads``,
-            ``head_dim`` and ``rms_norm_eps``.
+            ``head_dim``, ``rms_norm_eps``, ``base_model_type`` and ``attention_bias``.
         layer_idx: Place in the decoder, and in a cache.
         d_conv: Width of the causal convolution over x, B and C.
         chunk_size: Tokens a chunk in training and prefill; by default chosen from the head width.
@@ -105,7 +105,7 @@ class Mamba2Mixer(Mixer):
         self.A_log = nn.Parameter(torch.empty(self.num_heads, dtype=_at_least_fp32()))
         self.D = nn.Parameter(torch.empty(self.num_heads, dtype=_at_least_fp32()))
         self.norm = GatedHeadNorm(self.num_heads, head_dim=self.head_dim, eps=config.rms_norm_eps)
-        self.out_proj = nn.Linear(self.inner, config.hidden_size, bias=_output_bias(config))
+        self.out_proj = nn.Linear(self.inner, config.hidden_size, bias=attention_output_bias(config))
         self.reset_parameters()
 
     def _splits(self) -> list[int]:
@@ -231,11 +231,6 @@ def _head_shape(config: Any) -> tuple[int, int, int]:
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return heads, getattr(config, "num_key_value_heads", None) or heads, width
-
-
-def _output_bias(config: Any) -> bool:
-    """Does the attention that is replaced have a bias on its output projection?"""
-    return bool(getattr(config, "attention_bias", False))
 
 
 def _at_least_fp32() -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
+from lit_thinkfast.mixers.base import attention_output_bias
 from lit_thinkfast.mixers.conv import document_starts
 
 if TYPE_CHECKING:
@@ -136,8 +137,8 @@ class HybridAttention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         family = config.base_model_type
-        input_bias = family == "qwen2" or (family in ("llama", "qwen3") and config.attention_bias)
-        output_bias = family in ("llama", "qwen3") and config.attention_bias
+        output_bias = attention_output_bias(config)
+        input_bias = family == "qwen2" or output_bias
         inner, kv_inner = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_inner, bias=input_bias)

@@ -332,6 +332,13 @@ class GrowingCache(DynamicCache):
     def is_compileable(self) -> bool:
         return False
 
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        for layer in self.layers:
+            if hasattr(layer, "num_tokens"):  # counted by ``write_states``, unknown to transformers
+                layer.num_tokens = 0
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         if self._all_recurrent:
             return getattr(self.layers[0], "num_tokens", 0)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from lit_thinkfast.mixers.base import ATTENTION
+from lit_thinkfast.mixers.base import ATTENTION, MIXERS
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Decoder families that share the Llama layout. SmolLM and SmolLM2 are of the family ``llama``."""
@@ -27,7 +27,8 @@ class HybridConfig(PreTrainedConfig):
     The other attributes are those of the teacher's configuration.
 
     Raises:
-        ValueError: Unknown family, or ``layer_mixers`` of the wrong length.
+        ValueError: Unknown family, ``layer_mixers`` of the wrong length, options of what is no mixer, or one of these
+            names without its s.
     """
 
     model_type = "lit_thinkfast_hybrid"
@@ -75,6 +76,14 @@ class HybridConfig(PreTrainedConfig):
                 "give one name a layer"
             )
         self.mixer_options = dict(self.mixer_options or {})
+        if unknown := sorted(set(self.mixer_options) - set(MIXERS)):
+            known = ", ".join(sorted(MIXERS))
+            raise ValueError(
+                f"mixer_options has options of {unknown[0]!r}, which is no mixer; known: {known} (a package that adds "
+                "one must be imported first)"
+            )
+        if misspelt := [name for name in ("layer_mixer", "mixer_option") if name in kwargs]:
+            raise ValueError(f"a configuration has no {misspelt[0]!r}; write {misspelt[0] + 's'!r}")
         self.layer_types = self._cache_types()
         super().__post_init__(**kwargs)
 

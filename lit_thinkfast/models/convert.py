@@ -55,7 +55,8 @@ def convert(
         mixer: What the other layers get.
         init: ``"attention"`` starts mixers from the attention weights, ``"random"`` from scratch; either way all
             other weights are the teacher's.
-        mixer_options: Options of ``mixer``.
+        mixer_options: Options of ``mixer``; of a student, those that are not given stay as they are. Mixers that it
+            keeps keep their weights, so that initial values are for the new ones and other shapes are refused.
         seed: Of the parameters that are new.
 
     Returns:
@@ -63,8 +64,8 @@ def convert(
 
     Raises:
         FileNotFoundError: No such folder.
-        ValueError: Unknown mixer or option, a layer out of range, contradicting arguments, or a teacher that is not a
-            causal language model of a known family.
+        ValueError: Unknown mixer or option, a layer out of range, contradicting arguments, a layer that needs the
+            attention it has lost, or a teacher that is not a causal language model of a known family.
     """
     if init not in ("attention", "random"):
         raise ValueError(f"unknown initialisation {init!r}; known: attention, random")
@@ -85,7 +86,9 @@ def convert(
         raise ValueError(f"mixer_options {sorted(mixer_options or {})} have no mixer to go to: mixer is 'attention'")
 
     if isinstance(teacher.config, HybridConfig):
-        options = {k: v for k, v in (teacher.config.mixer_options or {}).items() if k in names} | options
+        _check_attention_left(teacher.config.layer_mixers or [], names, init=init)
+        kept = {k: v for k, v in (teacher.config.mixer_options or {}).items() if k in names}
+        options = kept | {k: kept.get(k, {}) | v for k, v in options.items()}
     values = {key: value for key, value in teacher.config.to_dict().items() if key not in _NOT_TAKEN_OVER}
     config = HybridConfig(**values | {"base_model_type": family, "layer_mixers": names, "mixer_options": options})
     with torch.random.fork_rng(devices=[]):
@@ -245,17 +248,46 @@ def _plan(
     return [ATTENTION if i in kept else mixer for i in range(num_layers)]
 
 
+def _check_attention_left(before: list[str], after: list[str], *, init: str) -> None:
+    """Raise ``ValueError`` if a layer of a student needs the attention that it has lost already."""
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old in (ATTENTION, new):
+            continue
+        lost = f"layer {i} of the teacher has a {old} mixer and no attention"
+        if new == ATTENTION:
+            raise ValueError(f"{lost} to go back to; convert the model that still has it")
+        if init == "attention":
+            raise ValueError(f"{lost} to start {new} from; use init 'random'")
+
+
 @torch.no_grad()
 def _copy_weights(teacher: PreTrainedModel, student: HybridForCausalLM, *, init: str) -> None:
-    """Copy all weights that both have; start mixers from the attention that they replace if ``init`` says so."""
+    """Copy all weights that both have; start mixers from the attention that they replace if ``init`` says so.
+
+    Raises:
+        ValueError: A weight has no counterpart, or one of another shape.
+    """
     source: Any = teacher
-    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    layers = list(zip(source.model.layers, student.model.layers, strict=True))
+    replaced = tuple(
+        f"model.layers.{i}.mixer."
+        for i, (old, new) in enumerate(layers)
+        if type(getattr(old, "mixer", None)) is not type(getattr(new, "mixer", None))
+    )
+    weights = {name: weight for name, weight in teacher.state_dict().items() if not name.startswith(replaced)}
+    own = student.state_dict()
+    for name, weight in weights.items():
+        if name in own and weight.shape != own[name].shape:
+            shapes = f"{tuple(weight.shape)} in the teacher and {tuple(own[name].shape)} in the student"
+            remedy = "leave out what changes it in mixer_options" if ".mixer." in name else "its config is wrong"
+            raise ValueError(f"{name}, which is kept, has shape {shapes}; {remedy}")
+    missing, unexpected = student.load_state_dict(weights, strict=False)
     strangers = [name for name in unexpected if ".self_attn." not in name and ".mixer." not in name]
     lost = [name for name in missing if ".mixer." not in name and name != "lm_head.weight"]
     if strangers or lost:
         raise ValueError(f"the teacher's weights do not fit its family: {(strangers + lost)[0]} has no counterpart")
     student.tie_weights()
-    for old, new in zip(source.model.layers, student.model.layers, strict=True):
+    for old, new in layers:
         mixer: nn.Module | None = getattr(new, "mixer", None)
         attention: nn.Module | None = getattr(old, "self_attn", None)
         if isinstance(mixer, Mixer) and attention is not None and init == "attention":

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
+from lit_thinkfast.reading import first_line, told_in_one_line
 
 if TYPE_CHECKING:
     from lit_thinkfast.models.modeling import HybridForCausalLM
@@ -33,7 +33,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: No such folder, file or model.
-        ValueError: Not a causal language model of a known family, or no such device.
+        ValueError: As :func:`load_stock`, or no such device.
     """
     from lit_thinkfast.models.convert import convert
     from lit_thinkfast.models.modeling import HybridForCausalLM
@@ -54,26 +54,41 @@ def load_stock(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None)
 
     Raises:
         FileNotFoundError: No such folder, file or model.
-        ValueError: Not a causal language model of a known family.
+        ValueError: Not a causal language model of a known family, or a configuration that is wrong or of other weights.
     """
     where, options = _locate(path_or_id)
-    try:
+    with told_in_one_line(path_or_id):
         config = AutoConfig.from_pretrained(where, **options)
-    except (OSError, ValueError) as error:
-        raise _cannot_read(path_or_id, error) from None
     if not isinstance(config, HybridConfig) and config.model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ValueError(f"{path_or_id}: cannot use a model of family {config.model_type!r}; known families: {known}")
     for architecture in config.architectures or []:
         if not architecture.endswith("ForCausalLM"):
             raise ValueError(f"{path_or_id}: {architecture} is not a decoder-only causal language model")
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            where, dtype="auto" if dtype is None else dtype, **options
+    with told_in_one_line(path_or_id):
+        loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            **options,
         )
-    except (OSError, SafetensorError) as error:
-        raise _cannot_read(path_or_id, error) from None
-    return model
+    model, info = loaded
+    for problem, names in (
+        ("missing", info["missing_keys"]),
+        ("of another shape", {name for name, *_ in info["mismatched_keys"]}),
+        ("not in the model", info["unexpected_keys"]),
+    ):
+        if names:
+            raise ValueError(
+                f"{path_or_id}: weights {problem}: {len(names)}, first {min(names)}; configuration and weights are not "
+                "of one model"
+            )
+    # a file with both weights is right, whatever its config says
+    model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
+    if "gguf_file" in options:
+        _forget_quantization(model)
+    return model  # type: ignore[no-any-return]
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
@@ -81,12 +96,15 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: No such folder, or no tokenizer in it.
+        ValueError: The tokenizer contradicts itself.
     """
     where, options = _locate(path_or_id)
     try:
         return AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"no tokenizer in {path_or_id} ({_first_line(error)})") from None
+        raise FileNotFoundError(f"no tokenizer in {path_or_id} ({first_line(error)})") from None
+    except Exception as error:  # of this very class where the tokenizers library raises it
+        raise ValueError(f"the tokenizer in {path_or_id} cannot be used ({first_line(error)})") from error
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -98,7 +116,7 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"{device!r} is not a device ({_first_line(error)})") from None
+        raise ValueError(f"{device!r} is not a device ({first_line(error)})") from None
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device {str(device)!r} is not supported; use cpu or cuda")
     if found.type == "cuda" and not torch.cuda.is_available():
@@ -129,10 +147,8 @@ def _locate(path_or_id: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     return text, {}
 
 
-def _cannot_read(path_or_id: str | os.PathLike[str], error: Exception) -> FileNotFoundError:
-    return FileNotFoundError(f"cannot read a model from {os.fspath(path_or_id)} ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Take off the mark of a model whose weights were dequantized when they were read; marked, it cannot be saved."""
+    for owner, mark in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
+        vars(owner).pop(mark, None)
+    model.is_quantized = False

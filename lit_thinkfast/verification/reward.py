@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from lit_thinkfast.reading import told_in_one_line
 from lit_thinkfast.records import Completion, Problem
 from lit_thinkfast.verification.grading import problems_of
 
@@ -107,7 +108,7 @@ class StepRewardModel(RewardModel):
 
         Raises:
             FileNotFoundError: ``path`` looks like a folder and is none.
-            ValueError: The model or its tokenizer cannot judge steps.
+            ValueError: It cannot be read, lacks weights, looks ahead, or has a tokenizer that does not fit.
         """
         if self._loaded is not None:
             return
@@ -116,12 +117,33 @@ class StepRewardModel(RewardModel):
 
         if not os.path.isdir(self.path) and (os.path.isabs(self.path) or self.path.count("/") != 1):
             raise FileNotFoundError(f"{self.path}: there is no such folder, and it is no hub id; name a reward model")
-        tokenizer = AutoTokenizer.from_pretrained(self.path)
+        with told_in_one_line(self.path):
+            tokenizer = AutoTokenizer.from_pretrained(self.path)
         if not tokenizer.is_fast:
             raise ValueError(f"{self.path}: finding line ends in tokens needs a fast tokenizer; this one is slow")
         self.check_tokenizer(tokenizer)
-        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=getattr(torch, self.dtype))
-        self._loaded = model.to(self.device).eval(), tokenizer
+        with told_in_one_line(self.path):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                dtype=getattr(torch, self.dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
+            )
+        unfit = {*info["missing_keys"], *info["unexpected_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        if unfit:
+            raise ValueError(
+                f"{self.path}: {len(unfit)} weights, first {min(unfit)}, are not those of a {type(model).__name__}; "
+                "a reward model is a whole causal language model"
+            )
+        tokens, known = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().weight.shape[0]
+        if tokens > known:
+            raise ValueError(
+                f"{self.path}: the tokenizer has {tokens} tokens, the model knows {known}; they are not of one model"
+            )
+        model = model.to(self.device).eval()
+        if self._looks_ahead(model):
+            raise ValueError(f"{self.path}: a {type(model).__name__} looks ahead; a reward model must be a decoder")
+        self._loaded = model, tokenizer
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise ``ValueError`` if steps cannot be judged with it."""
@@ -161,6 +183,14 @@ class StepRewardModel(RewardModel):
     @abstractmethod
     def judge(self, model: Any, tokenizer: Any, texts: list[StepText]) -> list[list[float]]:
         """Return for each text the log-odds that all is right up to and including each step."""
+
+    def _looks_ahead(self, model: Any) -> bool:
+        """Whether what follows a token changes its hidden states by more than rounding: an encoder, say."""
+        import torch
+
+        with torch.inference_mode():
+            one, other = self.hidden_states(model, [StepText([0] + [i] * 7, 0, []) for i in (0, 1)])[:, 0].float()
+        return bool((one - other).norm() > torch.finfo(model.dtype).eps ** 0.5 * one.norm())
 
     def hidden_states(self, model: Any, texts: list[StepText]) -> Tensor:
         """Run the model once and return its last hidden states ``(texts, longest, d)``."""

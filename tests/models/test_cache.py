@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lit_thinkfast.models import HybridCache
+from lit_thinkfast.models.cache import GrowingCache
 
 
 def decode(student, ids, cache):
@@ -89,15 +90,17 @@ def test_bytes_are_exact(helpers):
     assert cache.keep(torch.tensor([0])).nbytes == cache.nbytes // 5
 
 
-def test_reset(helpers, layout):
+@pytest.mark.parametrize("growing", [False, True])
+def test_reset(helpers, layout, growing):
     student = helpers.student(layout)
-    cache = HybridCache(student.config, batch_size=2, max_length=8)
+    cache = GrowingCache(student.config) if growing else HybridCache(student.config, batch_size=2, max_length=8)
     ids = helpers.tokens(2, 6)
     with torch.no_grad():
         first = student(ids, past_key_values=cache).logits
         cache.reset()
         assert cache.get_seq_length() == 0
         assert torch.equal(student(ids, past_key_values=cache).logits, first)
+    assert cache.get_seq_length() == 6
 
 
 def test_limits(helpers):

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lit_thinkfast.mixers import MIXERS
 from lit_thinkfast.models import HybridForCausalLM, convert, convert_folder, load_model, load_tokenizer
 
 
@@ -174,6 +175,55 @@ def test_attention_goes_step_by_step(helpers):
             assert torch.equal(value, before[name]), name
     attention, mixer = first.model.layers[1].self_attn, second.model.layers[1].mixer
     assert torch.equal(mixer.out_proj.weight, attention.o_proj.weight)
+
+
+def test_initial_values_are_for_new_mixers_only(helpers):
+    first = convert(helpers.teacher(), attention_layers=[1], mixer_options={"d_conv": 3, "a_max": 2.0})
+    second = convert(first, mixer_options={"a_min": 20.0, "a_max": 30.0})
+    assert second.config.options_of("mamba2") == {"d_conv": 3, "a_min": 20.0, "a_max": 30.0}
+    rates = [layer.mixer.A_log.exp() for layer in second.model.layers]
+    assert torch.equal(rates[0], first.model.layers[0].mixer.A_log.exp())
+    assert 20 <= rates[1].min() <= rates[1].max() <= 30
+    with pytest.raises(ValueError, match=r"conv1d.weight, which is kept, has shape \(64, 1, 3\)") as error:
+        convert(first, mixer_options={"d_conv": 4})
+    assert "mixer_options" in one_line(error)
+    assert convert(first, attention_layers=[1]).config.options_of("mamba2") == {"d_conv": 3, "a_max": 2.0}
+
+
+def test_lost_attention_does_not_come_back(helpers, monkeypatch):
+    class Another(MIXERS["mamba2"]):
+        pass
+
+    monkeypatch.setitem(MIXERS, "another", Another)
+    first = convert(helpers.teacher(), attention_layers=[0])
+    for options, message in [
+        ({"mixer": "attention"}, "layer 1 of the teacher has a mamba2 mixer and no attention to go back to"),
+        ({"attention_layers": [0, 2]}, "layer 2 of the teacher has a mamba2 mixer and no attention to go back to"),
+        ({"mixer": "another"}, "layer 1 of the teacher has a mamba2 mixer and no attention to start another from"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            convert(first, **options)
+        one_line(error)
+    fresh, again = (convert(first, mixer="another", init="random", seed=seed) for seed in (0, 1))
+    for layer in (1, 2):
+        weights = [model.model.layers[layer].mixer.in_proj.weight for model in (first, fresh, again)]
+        assert not torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[1], weights[2])
+
+
+def test_a_bias_that_the_family_ignores(helpers):
+    """Qwen2 and Mistral have no output bias whatever their file says: the stock class is the twin."""
+    for family in ("qwen2", "mistral"):
+        config = helpers.teacher(family).config
+        config.attention_bias = True
+        torch.manual_seed(0)
+        teacher = AutoModelForCausalLM.from_config(config).eval()
+        student = convert(teacher, attention_layers=[1])
+        assert student.model.layers[0].mixer.out_proj.bias is None
+        ids = helpers.tokens(2, 9)
+        torch.testing.assert_close(
+            convert(teacher, mixer="attention")(ids).logits, teacher(ids).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_load_stock_model_as_all_attention(folder, helpers):

@@ -1,10 +1,20 @@
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 import lit_thinkfast
 from lit_thinkfast.data.arithmetic import problems as arithmetic_problems
@@ -128,6 +138,71 @@ def test_what_is_no_reward_model_is_refused_in_one_line(folder, tmp_path):
         ProcessRewardModel(tmp_path / "nothing").load()
     with pytest.raises(ValueError, match="which is not among the 1 problems"):
         ProcessRewardModel(folder).score(PROBLEMS[:1], [completion(PROBLEMS[1], "x")])
+
+
+def small(folder, **values):
+    """The configuration of ``folder`` with other values."""
+    return LlamaConfig.from_pretrained(folder, **values)
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+    return folder
+
+
+def refusal(folder, dtype="float32"):
+    with pytest.raises((ValueError, FileNotFoundError), match=folder.name) as error:
+        ProcessRewardModel(folder, dtype=dtype).load()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_classifier_is_no_reward_model(folder, tmp_path, caplog):
+    """Its head would be random where it is not tied, and the classifier's unused where it is."""
+    for tied, number, first in ((False, 2, "lm_head.weight"), (True, 1, "score.weight")):
+        model = LlamaForSequenceClassification(small(folder, tie_word_embeddings=tied))
+        said = refusal(save(model, tmp_path / f"classifier{tied}"))
+        assert f"{number} weights, first {first}, are not those of a LlamaForCausalLM" in said
+    assert "LOAD REPORT" not in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_encoder_is_no_reward_model(tmp_path, dtype):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = BertForMaskedLM(BertConfig(vocab_size=481, initializer_range=0.1, **sizes))
+    assert "BertLMHeadModel looks ahead" in refusal(save(bert, tmp_path / "bert"), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decoders_of_other_families_are_reward_models(folder, tmp_path, dtype):
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=481, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3))
+    tied = LlamaForCausalLM(small(folder, tie_word_embeddings=True))
+    for model in (gpt2, tied):
+        path = save(model, tmp_path / type(model).__name__)
+        (score,) = ProcessRewardModel(path, dtype=dtype).score(PROBLEMS, [completion(PROBLEMS[0], TEXTS[0])])
+        assert len(score.step_log_odds) == 3
+
+
+def test_a_folder_that_contradicts_itself_is_no_reward_model(folder, tmp_path):
+    fewer = LlamaForCausalLM(small(folder, vocab_size=400))
+    assert "has 481 tokens, the model knows 400" in refusal(save(fewer, tmp_path / "fewer"))
+    for values, words in (
+        ({"num_hidden_layers": 3}, "9 weights, first model.layers.2"),
+        ({"num_hidden_layers": 1}, "9 weights, first model.layers.1"),
+        ({"intermediate_size": 50}, "6 weights, first model.layers.0.mlp.down_proj.weight"),
+        ({"hidden_size": "x"}, "expected int, got str"),
+    ):
+        path = save(LlamaForCausalLM(small(folder)), tmp_path / next(iter(values)))
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | values))
+        assert words in refusal(path)
+    path = save(LlamaForCausalLM(small(folder)), tmp_path / "damaged")
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[:1000])
+    assert "cannot read a model from" in refusal(path)
+    (path / "tokenizer.json").write_text("{}")
+    assert "cannot be used" in refusal(path)
 
 
 def test_a_file_is_graded_and_scored(folder, tmp_path):
