@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -108,22 +112,32 @@ def test_bad_settings_are_found_at_once(bad, tmp_path):
 
 
 def test_validation_counts_the_same_on_two_processes(monkeypatch):
-    """``configs/arithmetic/validate.yaml`` as a user runs it, with fewer problems."""
+    """``configs/arithmetic/validate.yaml`` as a user runs it at a terminal, with fewer problems."""
     from lit_thinkfast.cli import instantiate
 
     root = ASSETS.parent.parent
     monkeypatch.chdir(root)  # its paths are those of a checkout
     before = {path.name for path in root.iterdir()}
     evaluator = "--model.init_args.evaluator.init_args"
-
-    def figures(*more):
-        small = ("--data.init_args.num_problems", "3", f"{evaluator}.sampling.num_samples", "4")
-        ks = (f"{evaluator}.ks", "[1, 4]")
-        made = instantiate(["--config", str(config_file("validate")), *small, *ks, *more])
-        return dict(made.trainer.validate(made.model, made.datamodule, verbose=False)[0])
-
-    one = figures()
-    two = figures("--trainer.devices", "2", "--trainer.strategy", "ddp_fork")
+    small = (
+        *("--config", str(config_file("validate"))),
+        *("--data.init_args.num_problems", "3"),
+        *(f"{evaluator}.sampling.num_samples", "4"),
+        *(f"{evaluator}.ks", "[1, 4]"),
+    )
+    made = instantiate(list(small))
+    one = dict(made.trainer.validate(made.model, made.datamodule, verbose=False)[0])
+    command = [sys.executable, "-m", "lit_thinkfast", "validate", *small]
+    shown = subprocess.run(
+        [*command, "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "160"},
+    ).stdout
+    two = {name: float(value) for name, value in re.findall(r"(val/\S+)\s+\S\s+([\d.e-]+)", shown)}
     assert one.keys() >= {"val/kl", "val/coverage@4", "val/majority@4", "val/weighted_best_of_n@4"}
+    assert one["val/coverage@4"] > 0
     assert two == pytest.approx(one, rel=1e-4)
     assert {path.name for path in root.iterdir()} == before, "validation leaves nothing behind"

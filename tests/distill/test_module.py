@@ -162,6 +162,21 @@ def test_what_is_logged_every_few_steps_is_of_the_step_it_is_logged_at(tmp_path,
     assert logged(3) == {step: pytest.approx(each[step]) for step in (2, 5)}
 
 
+def test_compiling_changes_neither_names_nor_numbers(tmp_path, teacher_folder, student_folder):
+    """The compiler's own code is not made here, which would need a C++ compiler: every layer is called through it."""
+    losses, names = [], []
+    for compiled in (False, True):
+        seen = Recorder()
+        module = distil(student_folder, teacher_folder, compile=compiled)
+        with torch.compiler.set_stance("force_eager"):
+            trainer(tmp_path, steps=3, callbacks=[seen]).fit(module, loader(6, 2))
+        assert all((layer._compiled_call_impl is not None) is compiled for layer in module.student.model.layers)
+        losses.append(seen.losses)
+        names.append(list(module.state_dict()))
+    assert losses[0] == losses[1]
+    assert names[0] == names[1]
+
+
 class Projected(DistillLoss):
     """Hidden states compared through a projection that is learnt along, as between models of different width."""
 
