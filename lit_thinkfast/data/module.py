@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_thinkfast.data.corpora import Corpus
 from lit_thinkfast.data.loader import Batches, PackedLoader, chunks, first_batches
@@ -14,6 +16,7 @@ from lit_thinkfast.data.packing import PackedStream
 from lit_thinkfast.data.problems import load_problems
 from lit_thinkfast.data.prompts import system_prompt
 from lit_thinkfast.data.rows import RowPacker
+from lit_thinkfast.reading import first_line
 from lit_thinkfast.records import PackedBatch, Problem
 
 
@@ -24,16 +27,22 @@ class MathDataModule(LightningDataModule):
     gets dataloader 0, the same held-out rows each time, and, if ``problems`` are given, dataloader 1: lists of
     :class:`~lit_thinkfast.records.Problem`, each problem on exactly one rank. ``problem_set`` holds all in order.
 
+    The place in the training batches belongs to the data module, not to a call of ``fit``: a further ``fit``, and
+    loaders made anew within one, go on after the last batch taken. ``fit(ckpt_path=...)`` goes to the place of the
+    checkpoint instead. The first batch comes again from a data module made anew, after a change of what makes the
+    batches (``seed``, ``system``, number of ranks), and if ranks are forked for each ``fit``: theirs end with them.
+
     Args:
         corpus: Training texts; its validation split is what is held out.
-        tokenizer: Folder or hub id of a fast tokenizer.
+        tokenizer: Folder, hub id or GGUF file of a fast tokenizer; ``arithmetic`` names the embedded one.
         seq_len: Tokens a row. Rows hold whole documents, so several times the usual length of one wastes least.
         batch_size: Rows a batch and rank.
         steps_per_epoch: Batches that make an epoch, on each rank.
         val_batches: Held-out batches, over all ranks; fewer if the split is smaller.
         problems: ``gsm8k``, ``math500``, ``arithmetic``, or a JSONL file of problems; ``null`` for none.
         problems_path: Local file of ``gsm8k`` or ``math500`` in the published format.
-        problems_split: Split of ``problems``. By default ``validation`` where a set has one, else ``test``.
+        problems_split: Split of ``problems``. By default ``test`` in a test, else ``validation`` where a
+            set has one.
         problems_level: Difficulty of ``problems``, where the set has levels.
         num_problems: At most this many problems, drawn by ``seed``; of ``arithmetic``, the first ones.
         problem_batch_size: Problems a validation batch.
@@ -86,23 +95,31 @@ class MathDataModule(LightningDataModule):
         self.seq_len, self.batch_size, self.steps_per_epoch = seq_len, batch_size, steps_per_epoch
         self.val_batches = val_batches
         self.problems, self.problems_path = problems, problems_path
-        self.problems_split = problems_split or ("validation" if problems == "arithmetic" else "test")
+        self.problems_split = problems_split
         self.problems_level, self.num_problems = problems_level, num_problems
         self.problem_batch_size, self.system = problem_batch_size, system_prompt(system)
         self.num_workers, self.seed, self.num_shards, self.block_size = num_workers, seed, num_shards, block_size
         self.allow_zero_length_dataloader_with_multiple_devices = True  # more ranks than problems is fine
         self.tokenizer: Any = None
         self.problem_set: list[Problem] = []
+        self._split_read: str | None = None
         self._held_out: list[PackedBatch] | None = None
+        self._stream: PackedStream | None = None
+        self._stream_settings: dict[str, Any] = {}
+        self._restored: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         if self.tokenizer is None:
             self.tokenizer = load_fast_tokenizer(self.tokenizer_path)
-        if self.problems is not None and not self.problem_set:
+        if self.problems is None:
+            return
+        split = self.problems_split or ("validation" if self.problems == "arithmetic" and stage != "test" else "test")
+        if split != self._split_read:
+            self._split_read = split
             self.problem_set = load_problems(
                 self.problems,
                 path=self.problems_path,
-                split=self.problems_split,
+                split=split,
                 limit=self.num_problems,
                 level=self.problems_level,
                 seed=self.seed,
@@ -110,20 +127,36 @@ class MathDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PackedLoader:
         rank, world_size = self._place()
-        stream = PackedStream(
-            self.corpus,
-            tokenizer=self.tokenizer,
-            seq_len=self.seq_len,
-            batch_size=self.batch_size,
-            length=self.steps_per_epoch,
-            seed=self.seed,
-            system=self.system,
-            rank=rank,
-            world_size=world_size,
-            num_shards=self.num_shards,
-            block_size=self.block_size,
-        )
-        return PackedLoader(stream, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+        settings = {
+            "corpus": self.corpus,
+            "tokenizer": self.tokenizer,
+            "seq_len": self.seq_len,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "system": self.system,
+            "rank": rank,
+            "world_size": world_size,
+            "num_shards": self.num_shards,
+            "block_size": self.block_size,
+        }
+        if self._stream is None or settings != self._stream_settings:
+            self._stream, self._stream_settings = PackedStream(length=self.steps_per_epoch, **settings), settings
+        self._stream.length = self.steps_per_epoch
+        if self._restored is not None:
+            self._stream.load_state_dict(self._restored)
+            self._restored = None
+        return PackedLoader(self._stream, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._restored is not None:
+            return {"train": self._restored}
+        return {} if self._stream is None else {"train": self._stream.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning hands a loader its own state back only if the checkpoint was written within an epoch or max_steps is
+        # set; and validating a checkpoint comes here too, which must leave the training batches alone
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            self._restored = state_dict["train"]
 
     def val_dataloader(self) -> list[Batches[Any]]:
         rank, world_size = self._place()
@@ -137,6 +170,9 @@ class MathDataModule(LightningDataModule):
         if self.problem_set:
             loaders.append(chunks(self.problem_set[rank::world_size], self.problem_batch_size))
         return loaders
+
+    def test_dataloader(self) -> list[Batches[Any]]:
+        return self.val_dataloader()
 
     def held_out_batches(self) -> list[PackedBatch]:
         """Return the held-out rows of all ranks, packed once.
@@ -170,7 +206,7 @@ class MathDataModule(LightningDataModule):
 
 
 def load_fast_tokenizer(path: str) -> Any:
-    """Load a fast tokenizer from a folder or the hub; ``arithmetic`` names the embedded one.
+    """Load a fast tokenizer from a folder, a GGUF file or the hub; ``arithmetic`` names the embedded one.
 
     Raises:
         ValueError: It cannot be loaded, or has no fast form.
@@ -179,10 +215,14 @@ def load_fast_tokenizer(path: str) -> Any:
 
     from lit_thinkfast.data.arithmetic import TOKENIZER
 
+    where, options = str(TOKENIZER) if path == "arithmetic" else path, {}
+    file = Path(path).expanduser()
+    if file.suffix == ".gguf" and file.is_file():
+        where, options = str(file.parent), {"gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER) if path == "arithmetic" else path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the tokenizer {path!r}: {str(error).strip().splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except Exception as error:  # the tokenizers library raises this very class
+        raise ValueError(f"cannot load the tokenizer {path!r}: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer {path!r} has no fast form; convert it to a tokenizer.json first")
     return tokenizer

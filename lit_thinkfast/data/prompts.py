@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_thinkfast.records import Example
 
@@ -36,6 +36,23 @@ PROMPTS: dict[str, str] = {
     ),
 }
 """Published system prompts by name: ``boxed`` (Qwen2.5-Math) and ``search-and-learn`` (its MATH-500 recipes)."""
+
+PROMPT_DATE = "26 Jul 2024"
+"""Today, for chat templates that write a date into the system turn: the one that those of Llama 3 fall back on.
+
+The real one would make tomorrow's prompts differ from those that a student was trained on and a run was started with.
+"""
+
+_STRFTIME = (
+    "%d=26 %-d=26 %e=26 %b=Jul %B=July %m=07 %-m=7 %Y=2024 %y=24 %a=Fri %A=Friday %j=208 %F=2024-07-26 "
+    "%H=00 %I=12 %M=00 %S=00 %p=AM %T=00:00:00"
+)
+# transformers lets no function into a template but its own clock, so a macro in front of the template hides that one
+_STOPPED_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(".replace('{}', '{}')".format(*pair.split("=")) for pair in _STRFTIME.split())
+    + " }}{% endmacro %}\n"
+)
 
 _PROBE = "PROBE-OF-THE-TURN"
 
@@ -153,7 +170,22 @@ def _prompt_text(tokenizer: PreTrainedTokenizerBase, question: str, system: str 
         return (f"{system}\n\n" if system else "") + PLAIN_TEMPLATE.format(question=question)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return _rendered(tokenizer, messages, add_generation_prompt=True)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, add_generation_prompt: bool
+) -> str:
+    """Apply the chat template as if today were ``PROMPT_DATE``."""
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            chat_template=_STOPPED_CLOCK + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            date_string=PROMPT_DATE,
+        )
+    )
 
 
 def _with_begin(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
@@ -172,7 +204,7 @@ def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _end_token_id(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> int:
     if chat_template:
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-        ending = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(_PROBE)[2]
+        ending = _rendered(tokenizer, messages, add_generation_prompt=False).rpartition(_PROBE)[2]
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         for token in tokenizer(ending, add_special_tokens=False)["input_ids"]:
             if token in special:

@@ -5,6 +5,8 @@ A row carries its place (``path:line``) so that whatever is wrong with it can be
 
 from __future__ import annotations
 
+import os
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,8 @@ class Table(Protocol):
 class JsonlTable:
     """A file of JSON lines, of which only the places of the lines are held in memory. Blank lines do not count.
 
+    Forked processes and threads may share one: lines are read by place, since an open file has one position for all.
+
     Raises:
         FileNotFoundError: No such file.
         ValueError: The name ends in ``.parquet``.
@@ -74,15 +78,15 @@ class JsonlTable:
         _check_file(path)
         self.path = path
         self._file: IO[bytes] = open(path, "rb")  # noqa: SIM115 - kept open as long as the table lives
-        self._offsets, self._lines = _line_offsets(self._file)
+        self._offsets, self._lengths, self._lines = _lines(self._file)
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def row(self, index: int) -> Row:
-        self._file.seek(int(self._offsets[index]))
+        line = os.pread(self._file.fileno(), int(self._lengths[index]), int(self._offsets[index]))
         where = f"{self.path}:{self._lines[index]}"
-        return Row(parse_object(decoded(self._file.readline(), where).strip(), where), where)
+        return Row(parse_object(decoded(line, where).strip(), where), where)
 
 
 class ParquetTable:
@@ -161,12 +165,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _line_offsets(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the offsets in bytes and the numbers, from 1, of the lines that are not blank."""
-    offsets, numbers, offset = [], [], 0
+def _lines(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the offsets and lengths in bytes and the numbers, from 1, of the lines that are not blank."""
+    places, offset = array("q"), 0
     for number, line in enumerate(file, start=1):
         if line.strip():
-            offsets.append(offset)
-            numbers.append(number)
+            places.extend((offset, len(line), number))
         offset += len(line)
-    return np.asarray(offsets, dtype=np.int64), np.asarray(numbers, dtype=np.int64)
+    offsets, lengths, numbers = np.array(places, dtype=np.int64).reshape(-1, 3).T
+    return offsets, lengths, numbers

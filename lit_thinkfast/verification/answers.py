@@ -7,8 +7,9 @@ text that is capped first.
 
 Rules that graders disagree on, as taken here. A percentage equals its fraction and also the bare number of percent
 (``50\%`` = 1/2, and ``50\%`` = 50 where the other side has no sign); as a vote it counts as the bare number. Numbers
-are compared exactly: 0.33 is not 1/3. A unit after a number is dropped. Order matters in ``(1, 2)``, not in ``\{1,
-2\}`` nor in a bare list.
+are compared exactly: 0.33 is not 1/3. Words after a number are its unit and are dropped (``5 apples left``), unless
+one of them may change its value (``5 million``, ``2 pi``, ``10 am``). Order matters in ``(1, 2)``, not in ``\{1, 2\}``
+nor in a bare list.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from fractions import Fraction
+from string import ascii_lowercase
 
 MAX_TEXT = 65_536
 """Characters of a completion that are searched, counted from its end: the answer comes last."""
@@ -33,7 +35,7 @@ _PLAIN = str.maketrans(
     | {"\u2044": "/", "\u2215": "/", "\uff0c": ",", "\uff05": "%", "\u03c0": r"\pi ", "\u221e": r"\infty "}
     | {"\u00d7": r"\times ", "\u00b0": r"^\circ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u222a": r"\cup "}
 )
-_SPACING = re.compile(r"(?<!\\)\\(?:[!,;:> ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~")
+_SPACING = re.compile(r"(?<!\\)\\(?:[!,;:> ()]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~")
 _SIZING = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|limits)(?![a-zA-Z])")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s{0,4}\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -51,6 +53,17 @@ _UNIT = re.compile(
 _TEXT_UNIT = re.compile(
     r"\\(?:text|textrm|mathrm|mbox)\s{0,4}\{(?![^{}]{0,40}(?:illion|thousand|hundred|percent|%))[^{}]*\}"
     r"(?:\s{0,2}\^\s{0,2}\{?[23]\}?)?$"
+)
+_PERCENT = re.compile(r"\s{0,4}per ?cent$", re.IGNORECASE)
+_UNIT_WORDS = re.compile(r"(%?)[$*]{0,2}((?:\s+[a-zA-Z][a-zA-Z'-]+)+)")
+_NO_UNIT = re.compile(
+    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|(?:hundred|thousand|(?:m|b|tr)illion|dozen)(?:th)?s?|score|half|halves"
+    r"|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)s?|percent|percentage|negative|plus|minus|squared"
+    r"|cubed|factorial|choose|root|remainder|base|binary|octal|hexadecimal|mod|modulo|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?"
+    r"|log|exp|sqrt|max|min|gcd|lcm|det|inf|infty|infinity|pi|phi|psi|tau|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma"
+    r"|omega|am|pm|or|if|when|unless|except|not)\b",
+    re.IGNORECASE,
 )
 _GROUPED = re.compile(r"(?<=[0-9])\\[,!](?=[0-9]{3}(?![0-9]))|(?<=[0-9],)\\!(?=[0-9]{3}(?![0-9]))")
 _ASSIGNMENT = re.compile(r"^[a-zA-Z]\s*=\s*(?=[^=\s])")
@@ -122,7 +135,9 @@ def canonical(answer: str) -> str:
 def number(answer: str) -> Fraction | None:
     r"""Return the exact value of an integer, decimal, fraction, mixed number or percentage (its count), or ``None``.
 
-    >>> number("3\\frac{1}{4}"), number("-1,234.5"), number("12 cm"), number("x")
+    A unit after it is left out of account.
+
+    >>> number("3\\frac{1}{4}"), number("-1,234.5"), number("12 cups"), number("12 x")
     (Fraction(13, 4), Fraction(-2469, 2), Fraction(12, 1), None)
     """
     if len(answer) > MAX_ANSWER:
@@ -195,15 +210,26 @@ def tidy(answer: str) -> str:
     text = _unwrapped(_SPACING.sub(" ", _SIZING.sub("", _FRACTION.sub(r"\\frac", text))))
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text))
     text = _LATE_SHORT_FRACTION.sub(r"\\frac{\1}{\2}", _HALF_SHORT_FRACTION.sub(r"\\frac{\1}{", text))
-    text = _ASSIGNMENT.sub("", _DEGREES.sub("", text)).lstrip("$\u00a3\u20ac").strip()
+    text = _ASSIGNMENT.sub("", _DEGREES.sub("", text)).lstrip("$*\u00a3\u20ac").strip()
     for unit in (_TEXT_UNIT, _UNIT):
         found = unit.search(text)
         if found and _number(text[: found.start()].rstrip()) is not None:
             text = text[: found.start()].rstrip()
-    text = _TEXT.sub(lambda m: f" {m.group(1)} ", text).strip()
-    if text.lower().endswith("percent"):
-        text = text[: -len("percent")].rstrip() + "%"
-    return _LONE_BRACES.sub(r"\1\2", text)
+    text = _PERCENT.sub("%", _TEXT.sub(lambda m: f" {m.group(1)} ", text).strip())
+    return _LONE_BRACES.sub(r"\1\2", _without_unit_words(text))
+
+
+def _without_unit_words(text: str) -> str:
+    """Take the words off that follow a plain number. The point of ``1. Compute`` numbers a heading, not a thing."""
+    found = _NUMBER.match(text)
+    rest = None if found is None or found[0].endswith(".") else _UNIT_WORDS.fullmatch(text, found.end())
+    if found is None or rest is None:
+        return text
+    # xy and abc are products of variables
+    spoken = any(
+        len(word) > 2 and set("aeiou") & set(word) and word not in ascii_lowercase for word in rest[2].lower().split()
+    )
+    return found[0] + rest[1] if spoken and not _NO_UNIT.search(rest[2]) else text
 
 
 def _unwrapped(text: str) -> str:
@@ -211,7 +237,7 @@ def _unwrapped(text: str) -> str:
     for _ in range(4):  # wrappings may nest, but not for ever
         before = text
         text = text.strip().strip("$").strip()
-        for opening, closing in (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
+        for opening, closing in (("\\[", "\\]"), ("**", "**"), ("`", "`")):
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening + closing):
                 text = text[len(opening) : -len(closing)].strip()
         text = text.removesuffix(".").removesuffix(",").removesuffix(";")

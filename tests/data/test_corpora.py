@@ -203,3 +203,35 @@ def test_an_opened_corpus_can_be_sent_to_a_worker(write_rows):
     made = JsonlCorpus(write_rows(ROWS))
     first = made.example("train", 0)
     assert pickle.loads(pickle.dumps(made)).example("train", 0) == first
+
+
+def _read_all(corpus, index, results):
+    """Read everything many times, while other processes do; a lock of the queue keeps its answers apart."""
+    try:
+        expected = [f"r{i}" * (i % 50 + 1) for i in range(1, 400) if i % 50]
+        results.put((index, all(responses(corpus, "train") == expected for _ in range(20))))
+    except ValueError as error:
+        results.put((index, str(error)))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_workers_forked_after_the_parent_has_read(kind, tmp_path, write_rows):
+    """They inherit the open file, and with it one position for all."""
+    import multiprocessing
+
+    rows = [{"prompt": "p", "response": f"r{i}" * (i % 50 + 1)} for i in range(400)]
+    if kind == "jsonl":
+        made = JsonlCorpus(write_rows(rows))
+    else:
+        made = ParquetCorpus(write_parquet(tmp_path / "rows.parquet", rows))
+    first = made.example("train", 0)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    workers = [context.Process(target=_read_all, args=(made, index, results)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    found = dict(results.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert found == dict.fromkeys(range(4), True)
+    assert made.example("train", 0) == first

@@ -1,17 +1,22 @@
 """The data module inside Lightning's own loops."""
 
+import json
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_thinkfast.data.corpora import ArithmeticCorpus, JsonlCorpus
-from lit_thinkfast.data.module import MathDataModule
+from lit_thinkfast.data.module import MathDataModule, load_fast_tokenizer
 from lit_thinkfast.data.prompts import encode_example
 from lit_thinkfast.records import Example
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*worker processes in total.*", "ignore:.*(GPU|srun).*", "ignore:.*Checkpoint directory.*"
+    "ignore:.*worker processes in total.*",
+    "ignore:.*(GPU|srun).*",
+    "ignore:.*Checkpoint directory.*",
+    "ignore:.*callbacks used to create the checkpoint.*",
 )
 
 
@@ -93,6 +98,53 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, stop, workers):
     assert torch.equal(resumed.weight, whole.weight)
 
 
+def test_checkpoints_without_a_state_of_the_data_module_resume(tmp_path):
+    """Version 0.1.0 left the place to the loader alone."""
+    whole, resumed = Recorder(), Recorder()
+    saving(tmp_path, 3).fit(whole, datamodule=data())
+    old = torch.load(tmp_path / "step=3.ckpt")
+    del old["MathDataModule"]
+    torch.save(old, tmp_path / "old.ckpt")
+    trainer(tmp_path).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "old.ckpt")
+    assert torch.equal(torch.stack(resumed.rows), torch.stack(whole.rows[3:]))
+
+
+def test_epochs_without_max_steps_resume(tmp_path):
+    """Lightning keeps the state from the loader then. A data module that was used goes back as well."""
+    whole, used = Recorder(), data()
+    epochs = {"max_steps": -1, "max_epochs": 3}
+    callback = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trainer(tmp_path, enable_checkpointing=True, callbacks=[callback], **epochs).fit(whole, datamodule=used)
+    for datamodule in (data(), used):
+        resumed = Recorder()
+        trainer(tmp_path, **epochs).fit(resumed, datamodule=datamodule, ckpt_path=tmp_path / "epoch=0.ckpt")
+        assert torch.equal(torch.stack(resumed.rows), torch.stack(whole.rows[5:]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_fit_goes_on(tmp_path, workers):
+    whole, parts, anew = Recorder(), Recorder(), Recorder()
+    trainer(tmp_path).fit(whole, datamodule=data())
+    datamodule = data(num_workers=workers)
+    saving(tmp_path, 2, max_steps=3).fit(parts, datamodule=datamodule)
+    trainer(tmp_path).validate(parts, datamodule=datamodule, ckpt_path=tmp_path / "step=2.ckpt", verbose=False)
+    trainer(tmp_path, max_steps=5).fit(parts, datamodule=datamodule)
+    datamodule.steps_per_epoch = 3
+    trainer(tmp_path, max_steps=4).fit(parts, datamodule=datamodule)
+    assert torch.equal(torch.stack(parts.rows), torch.stack(whole.rows))
+    datamodule.seed = 1
+    trainer(tmp_path, max_steps=2).fit(anew, datamodule=datamodule)
+    trainer(tmp_path, max_steps=2).fit(anew, datamodule=data(seed=1))
+    assert torch.equal(torch.stack(anew.rows[:2]), torch.stack(anew.rows[2:]))
+
+
+def test_loaders_made_anew_each_epoch_go_on(tmp_path):
+    whole, reloaded = Recorder(), Recorder()
+    trainer(tmp_path).fit(whole, datamodule=data())
+    trainer(tmp_path, reload_dataloaders_every_n_epochs=1).fit(reloaded, datamodule=data())
+    assert torch.equal(torch.stack(reloaded.rows), torch.stack(whole.rows))
+
+
 def test_other_settings_do_not_resume(tmp_path):
     saving(tmp_path, 3, max_steps=3).fit(Recorder(), datamodule=data())
     with pytest.raises(ValueError, match="cannot resume the data: seed was 0"):
@@ -166,11 +218,29 @@ def test_made_from_a_config(tmp_path):
     assert isinstance(made, MathDataModule)
     assert isinstance(made.corpus, JsonlCorpus)
     assert made.system.startswith("Please reason")
-    assert made.problems_split == "test", "GSM8K and MATH-500 have no validation split"
-    assert parse(CONFIG.replace("gsm8k", "arithmetic"), tmp_path).problems_split == "validation"
     for typed, wrong in {"seq_len": "seq_length", "prompt_column": "prompts"}.items():
         with pytest.raises(Exception, match=wrong):
             parse(CONFIG.replace(typed, wrong), tmp_path)
+
+
+def test_a_test_takes_the_problems_of_the_test_split():
+    made = MathDataModule(
+        ArithmeticCorpus(), tokenizer="arithmetic", seq_len=64, batch_size=1, problems="arithmetic", num_problems=2
+    )
+    for stage, split in {"fit": "validation", "test": "test", "validate": "validation"}.items():
+        made.setup(stage)
+        assert [p.id.split("/")[0] for p in made.problem_set] == [split] * 2
+    chosen = MathDataModule(
+        ArithmeticCorpus(),
+        tokenizer="arithmetic",
+        seq_len=64,
+        batch_size=1,
+        problems="arithmetic",
+        problems_split="train",
+        num_problems=2,
+    )
+    chosen.setup("test")
+    assert chosen.problem_set[0].id.startswith("train/")
 
 
 class Placed(MathDataModule):
@@ -225,6 +295,30 @@ def test_held_out_rows_may_be_few_but_not_none(write_rows, tokenizer):
         loader(0)
     with pytest.raises(ValueError, match="1 held-out batches cannot serve 2 ranks; raise val_batches"):
         loader(3, ranks=2)
+
+
+def test_the_tokenizer_of_a_gguf_file(tmp_path, tokenizer):
+    gguf = pytest.importorskip("gguf")
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    made = load_fast_tokenizer(str(path))
+    text = "Ada has 12 apples.\n"
+    assert made.decode(made(text, add_special_tokens=False)["input_ids"]) == text
+    assert made.get_vocab().items() >= tokenizer.get_vocab().items()
+    assert made.eos_token_id == tokenizer.eos_token_id
+    path.write_bytes(path.read_bytes()[:99])
+    for wrong in (path, tmp_path / "none.gguf"):
+        with pytest.raises(ValueError, match=rf"cannot load the tokenizer .*{wrong.name}") as caught:
+            load_fast_tokenizer(str(wrong))
+        assert "\n" not in str(caught.value)
 
 
 def test_bad_arguments_are_refused_at_once(tmp_path):

@@ -1,6 +1,10 @@
+import copy
+import datetime
+
 import pytest
 
 from lit_thinkfast.data.prompts import (
+    PROMPT_DATE,
     PROMPTS,
     encode_example,
     encode_examples,
@@ -66,8 +70,6 @@ def test_plain_text_is_labelled_throughout_but_for_its_first_token(tokenizer, pl
 
 
 def test_text_after_the_end_token_of_a_template_is_not_learnt(plain_tokenizer, tokenizer):
-    import copy
-
     tok = copy.deepcopy(tokenizer)
     tok.chat_template = CHATML
     ids, _ = encode_example(tok, Example("a", "Q", " spaced "), system="Be brief.")
@@ -77,11 +79,54 @@ def test_text_after_the_end_token_of_a_template_is_not_learnt(plain_tokenizer, t
 
 
 def test_a_begin_token_written_by_the_template_is_not_doubled(plain_tokenizer):
-    import copy
-
     tok = copy.deepcopy(plain_tokenizer)
     tok.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     assert tok.decode(render_prompt(tok, "Q", system="boxed")) == f"<s>{PROMPTS['boxed']}Q"
+
+
+LLAMA_DATE = (
+    "{{- bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}"
+    "{%- endif %}{{ 'Today Date: ' + date_string + '\\n' }}"
+)
+DATES = {
+    LLAMA_DATE: f"Today Date: {PROMPT_DATE}\n",
+    "Today is {{ strftime_now(format='%A, %B %d, %Y') }}, {{ strftime_now('%Y') | int + 1 }}: ": (
+        "Today is Friday, July 26, 2024, 2025: "
+    ),
+    "{% macro head() %}Current date: {{ strftime_now('%Y-%m-%d %H:%M') }} {% endmacro %}{{ head() }}": (
+        "Current date: 2024-07-26 00:00 "
+    ),
+}
+
+
+@pytest.mark.parametrize("template", DATES)
+def test_prompts_do_not_know_the_day(tokenizer, template, monkeypatch):
+    def clock(*now):
+        return type("Clock", (), {"now": staticmethod(lambda: datetime.datetime(*now))})
+
+    seen = []
+    for year in (2024, 2031):
+        tok = copy.deepcopy(tokenizer)
+        tok.chat_template = template + CHATML
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock(year, 12, 31))
+        seen.append((render_prompt(tok, "Q"), encode_example(tok, Example("a", "Q", "A")), end_token_id(tok)))
+    assert seen[0] == seen[1]
+    assert (
+        tok.decode(seen[0][0]).removeprefix(tok.bos_token or "")
+        == DATES[template] + "<|user|>user:Q<|end|>\n<|assistant|>"
+    )
+
+
+@pytest.mark.parametrize(
+    "start", ["", "\n", "  ", "\n\n  {% if true %}\n  {% endif %}\n x", "{#- -#}  ", "  {%- if true %} y {% endif %}"]
+)
+def test_a_template_without_a_date_renders_as_in_transformers(tokenizer, start):
+    tok = copy.deepcopy(tokenizer)
+    tok.chat_template = start + CHATML
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q"}]
+    expected = tok.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert render_prompt(tok, "Q", system="Be brief.") == expected
 
 
 def test_system_prompts_by_name_or_text():

@@ -371,6 +371,8 @@ class WithProblems(LightningDataModule):
     def val_dataloader(self):
         return [loader(2, 2), Batches([self.problem_set[:2], self.problem_set[2:]])]
 
+    test_dataloader = val_dataloader
+
 
 def test_problems_go_to_the_evaluator(tmp_path, teacher_folder, student_folder):
     evaluator = FakeEvaluator()
@@ -384,6 +386,16 @@ def test_problems_go_to_the_evaluator(tmp_path, teacher_folder, student_folder):
     ]
     assert logged["val/coverage@4"] == 0.5
     assert all(name.startswith("student.") for name in module.state_dict())
+
+
+def test_a_test_measures_what_validation_does_under_its_own_name(tmp_path, teacher_folder, student_folder):
+    logged = []
+    for verb in ("validate", "test"):
+        module = distil(student_folder, teacher_folder, evaluator=FakeEvaluator())
+        run = trainer(tmp_path)
+        logged.append(getattr(run, verb)(module, datamodule=WithProblems(), verbose=False))
+    assert logged[1] == [{name.replace("val/", "test/"): value for name, value in part.items()} for part in logged[0]]
+    assert "test/coverage@4" in logged[1][-1]
 
 
 def test_problems_without_an_evaluator_are_an_error(tmp_path, teacher_folder, student_folder):

@@ -20,7 +20,9 @@ from lit_thinkfast.verification.answers import MAX_ANSWER, decide, number, too_h
         (r"\boxed{\boxed{3}}", "3"),
         ("2 + 3 = 5\n#### 5", "5"),
         ("#### 1,234\n", "1,234"),
+        ("2 + 3 = 5\n#### 5 apples", "5 apples"),
         ("Text\n#### Step 4: divide\nThe answer is 9.", "9"),
+        ("Text\n#### 4. Divide the rest\nThe answer is 9.", "9"),
         ("The answer is 3.5.", "3.5"),
         ("the final answer is: **18**.", "18"),
         (r"Therefore, the final answer is: $x + 1$. I hope it is correct.", "$x + 1$"),
@@ -126,10 +128,54 @@ def test_different_answers_differ_without_computer_algebra(monkeypatch):
     assert len({canonical(answer) for answer in DIFFERENT}) == len(DIFFERENT)
 
 
+PLAIN = ["5", "-5", "1,205", "3.5", "3/4", r"\frac{3}{4}", "3 1/4", "50%"]
+UNITS = [
+    "apples",
+    "apples.",
+    "men",
+    "kids' low-price tickets",
+    "miles per hour",
+    "apples and pears left over",
+    "of the cake",
+    "times",
+]
+
+
+@pytest.mark.parametrize("plain", PLAIN)
+@pytest.mark.parametrize(
+    "form", ["{} {}", "${}$ {}", "**{}** {}", r"\({}\) {}", r"{}\ \text{{{}}}", r"{} \mathrm{{{}}}"]
+)
+def test_a_number_votes_the_same_with_and_without_its_unit(form, plain):
+    for unit in UNITS:
+        answer = form.format(plain, unit)
+        assert number(answer) == number(plain), answer
+        assert decide(answer, plain) is decide(plain, answer) is True
+        assert canonical(answer) == canonical(plain)
+        assert canonical(extract_answer(f"The answer is {answer}.")) == canonical(plain)
+        assert canonical(extract_answer(f"#### {answer}")) == canonical(plain)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("5x", "5 x", "5 xy", "5 abc", "5 AB", "5i", "5 i", r"5 \pi", "5 pi", r"5 \sqrt{2}", "5 sqrt", r"5 \sin x"),
+        *("5 sin", "5 mod 7", "5 mod seven", "5 squared", "5 million", "5 hundred dollars", "5 dozen eggs", "5 halves"),
+        *("5 and a half", "5 hours and 30 minutes", "5 or more", "5 one-half cups", "5 am", "5 pm today"),
+        *("5 base seven", "5. Add the rest"),
+    ],
+)
+def test_words_that_may_change_a_number_stay(answer):
+    assert number(answer) is None
+    assert canonical(answer) == "".join(answer.split())
+    assert decide(answer, "5") is None
+
+
 def test_percentages():
     assert equivalent(r"50\%", "0.5")
     assert equivalent("0.5", "50%")
     assert equivalent("50", "50%")
+    assert equivalent("50 per cent", "0.5")
+    assert equivalent("50% of the boxes", "0.5")
     assert not equivalent("0.5", "50")
     assert not equivalent("5%", "50%")
 
