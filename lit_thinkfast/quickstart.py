@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_thinkfast.generation.journal import write_json
 
@@ -19,9 +19,28 @@ if TYPE_CHECKING:
     from lit_thinkfast.records import Problem
 
 ASSETS = Path(__file__).parent / "assets"
-STUDENTS: dict[str, tuple[str, list[int]]] = {"hybrid": ("teacher", [1]), "mamba": ("hybrid", [])}
-"""Name of each student -> whom it is made from and taught by, and the layers that keep attention. Attention is taken
-away step by step, as in arXiv:2408.15237. Configs have the names of students."""
+
+
+class Student(NamedTuple):
+    """How a student is made. Attention is taken away step by step, as in arXiv:2408.15237.
+
+    Attributes:
+        teacher: Whom it is made from and taught by.
+        attention_layers: The layers that keep attention.
+        mixer_options: Of the mixers that are new.
+    """
+
+    teacher: str
+    attention_layers: list[int]
+    mixer_options: dict[str, float] | None = None
+
+
+STUDENTS = {
+    "hybrid": Student("teacher", [1]),
+    # The mixer in the place of the last attention must remember hundreds of tokens, so it starts with slow decay.
+    "mamba": Student("hybrid", [], {"a_min": 0.005, "a_max": 0.05}),
+}
+"""Configs have the names of students."""
 
 
 def run(
@@ -127,8 +146,8 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
     for made_before in ("start", "model"):
         if (folder / made_before / "config.json").is_file():
             shutil.rmtree(folder / made_before)
-    teacher, kept = STUDENTS[name]
-    convert_folder(ASSETS / teacher, folder / "start", attention_layers=kept, seed=seed)
+    teacher, kept, options = STUDENTS[name]
+    convert_folder(ASSETS / teacher, folder / "start", attention_layers=kept, mixer_options=options, seed=seed)
     callbacks = [
         {"class_path": "lit_thinkfast.callbacks.TokensProgress"},
         {"class_path": "lit_thinkfast.callbacks.ExportStudent", "init_args": {"path": str(folder / "model")}},
@@ -165,8 +184,8 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
 
 def _told(live: dict[str, dict[str, float]], steps: int) -> str:
     parts = [
-        f"the {name} student's divergence from the {STUDENTS[name][0]} on held-out text went from {v['kl_before']:.3f} "
-        f"to {v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
+        f"the {name} student's divergence from the {STUDENTS[name].teacher} on held-out text went from "
+        f"{v['kl_before']:.3f} to {v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
         f"before and {v['top1_after']:.1%} after ({v['seconds']:.0f} s)"
         for name, v in live.items()
     ]

@@ -28,9 +28,9 @@ def test_assets_are_small_and_complete():
 
 def test_the_teacher_is_a_stock_llama_and_the_students_are_what_their_names_say():
     assert json.loads((ASSETS / "teacher" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
-    for name, (_, kept) in STUDENTS.items():
+    for name, student in STUDENTS.items():
         layers = AutoModelForCausalLM.from_pretrained(ASSETS / name).config.layer_mixers
-        assert layers == ["attention" if i in kept else "mamba2" for i in range(4)]
+        assert layers == ["attention" if i in student.attention_layers else "mamba2" for i in range(4)]
         assert config_file(name).is_file()
 
 
