@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lit_thinkfast.models.modeling import HybridForCausalLM
     from lit_thinkfast.records import BudgetPoint, Completion, Problem, Verdict
     from lit_thinkfast.verification.grading import MathVerifier, Verifier
+    from lit_thinkfast.verification.likelihood import LikelihoodRewardModel
     from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "HybridConfig",
     "HybridForCausalLM",
     "JensenShannon",
+    "LikelihoodRewardModel",
     "MajorityVoteAccuracy",
     "MathDataModule",
     "MathVerifier",
@@ -91,6 +93,7 @@ _SHELF = {
     "models.modeling": ("HybridForCausalLM",),
     "records": ("BudgetPoint", "Completion", "Problem", "Verdict"),
     "verification.grading": ("MathVerifier", "Verifier"),
+    "verification.likelihood": ("LikelihoodRewardModel",),
     "verification.reward": ("ProcessRewardModel", "RewardModel"),
 }
 _HOME = {name: module for module, names in _SHELF.items() for name in names}

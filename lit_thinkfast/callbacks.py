@@ -117,9 +117,9 @@ class TokensProgress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._terminal() and not trainer.sanity_checking:
-            total = sum(trainer.num_val_batches)
+            total = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
             self._validating = self._bar().add_task(
-                "validate", total=int(total) if total < float("inf") else None, text=""
+                "test" if trainer.testing else "validate", total=int(total) if total < float("inf") else None, text=""
             )
 
     def on_validation_batch_end(
@@ -141,6 +141,8 @@ class TokensProgress(ProgressBar):
             if self._training is None:
                 self._stop()
         self._mark = time.perf_counter()
+
+    on_test_start, on_test_batch_end, on_test_end = on_validation_start, on_validation_batch_end, on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 TRAINER_VERBS = {
     "fit": "train a student (or a teacher, or a reward model) with Lightning",
     "validate": "held-out losses, and sampled accuracy, of a student during training",
-    "test": "the same, with problems of the test split",
+    "test": "sampled accuracy on problems of the test split",
     "predict": "run predict_step of your own module",
 }
 TOOL_VERBS = {

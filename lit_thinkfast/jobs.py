@@ -140,4 +140,4 @@ def device_named(name: str) -> str:
 def must_exist(path: str) -> None:
     """Raise ``FileNotFoundError`` unless there is such a file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise FileNotFoundError(f"no file {path}; name one that is there")

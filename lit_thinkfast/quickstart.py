@@ -185,8 +185,8 @@ def _distil(name: str, folder: Path, *, steps: int, seed: int) -> dict[str, floa
 def _told(live: dict[str, dict[str, float]], steps: int) -> str:
     parts = [
         f"the {name} student's divergence from the {STUDENTS[name].teacher} on held-out text went from "
-        f"{v['kl_before']:.3f} to {v['kl_after']:.3f} nats a token, and it agreed on the likeliest token {v['top1_before']:.1%} of the time "
-        f"before and {v['top1_after']:.1%} after ({v['seconds']:.0f} s)"
+        f"{v['kl_before']:.3f} to {v['kl_after']:.3f} nats a token, and it agreed on the likeliest token "
+        f"{v['top1_before']:.1%} of the time before and {v['top1_after']:.1%} after ({v['seconds']:.0f} s)"
         for name, v in live.items()
     ]
     return f"Live distillation, {steps} steps each: {'; '.join(parts)}."

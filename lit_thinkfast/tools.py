@@ -393,6 +393,8 @@ def _reward_model(
     from lit_thinkfast.verification import load_reward_model
 
     if path is None:
+        if judge is not None or aggregation is not None:
+            raise ValueError("judge and aggregation are of a reward model; name one with --reward-model")
         return None
     return load_reward_model(
         path, judge=judge, aggregation=aggregation, batch_size=batch_size, device=device_named(device)

@@ -66,19 +66,24 @@ def test_a_student_whose_configuration_is_wrong(cli, tiny_teacher, tmp_path, val
     refused(cli("export", "--model", student, "--out", tmp_path / "exported"), "student")
 
 
-def test_harmless_differences_pass(copy, tmp_path):
-    """Rotary frequencies that old files hold, and a head of its own beside a configuration that ties it."""
+def test_harmless_differences_pass(copy, tmp_path, caplog):
+    """What old files and other tools leave in them, and a head of its own beside a configuration that ties it."""
     from safetensors.torch import load_file, save_file
 
     folder = copy("teacher")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    weights["model.layers.1.self_attn.k_scale"] = torch.ones(1)
+    weights["v_head.summary.weight"] = torch.ones(1, 8)
     weights["lm_head.weight"] = torch.randn_like(weights["model.embed_tokens.weight"])
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     ids = torch.arange(3, 20)[None]
     stock = AutoModelForCausalLM.from_pretrained(folder)
     expected = stock(ids).logits
     torch.testing.assert_close(load_model(folder)(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert (
+        "2 weights have no place in the model and are left out, first model.layers.1.self_attn.k_scale" in caplog.text
+    )
     convert(folder, mixer="attention").save_pretrained(tmp_path / "student")
     torch.testing.assert_close(load_model(tmp_path / "student")(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -111,6 +116,6 @@ def test_what_is_no_reward_model(cli, copy, tmp_path):
     damaged, lacking = copy("damaged"), copy("lacking", num_hidden_layers=3)
     (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:1000])
     files = ("--problems", problems, "--completions", completions, "--out", tmp_path / "v.jsonl")
-    for folder, words in ((damaged, "cannot read a model from"), (lacking, "9 weights, first model.layers.2")):
+    for folder, words in ((damaged, "cannot read a model from"), (lacking, "missing: 9, first model.layers.2")):
         refused(cli("verify", *files, "--reward-model", folder), folder.name, words)
     assert not (tmp_path / "v.jsonl").exists()

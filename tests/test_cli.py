@@ -305,6 +305,7 @@ def test_evaluate_refuses_what_does_not_fit(cli, tiny_teacher, evaluation, tmp_p
     sample = ("evaluate", "--model", tiny_teacher, "--problems", "arithmetic", *out, *SAMPLING)
     refused(cli(*sample, "--ks", "1,3"), "k 3", "num_samples 2")
     refused(cli(*sample, "--ks", "0,1"), "ks 0,1", "from 1")
+    refused(cli(*sample, "--judge", "likelihood"), "--reward-model")
     refused(cli(*sample, "--reward-model", tmp_path / "none"), "none")
     refused(cli(*sample[:2], tmp_path / "none", *sample[3:]), "none")
     files = ("--completions", evaluation / "completions.jsonl", "--verdicts", evaluation / "verdicts.jsonl")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from lit_thinkfast.data import arithmetic
@@ -50,24 +49,29 @@ def test_shipped_models_solve_some_problems(name):
     assert sum(c.num_tokens for c in made) / len(made) >= 400
 
 
-def test_the_reward_model_tells_right_steps_from_wrong_ones():
-    from lit_thinkfast.verification import LikelihoodRewardModel
+def test_the_reward_model_tells_the_teachers_right_samples_from_its_wrong_ones():
+    """Line by line, as a program labels them, and within a problem."""
+    from lit_thinkfast.generation import Sampler, SamplingConfig
+    from lit_thinkfast.models import load_model, load_tokenizer
+    from lit_thinkfast.verification import load_reward_model
 
-    problems = load_problems("arithmetic", split="validation", limit=12)
-
-    def completion(problem, text, sample):
-        return Completion(problem.id, sample, text, 1, 1, "stop", 0.0, 0.0)
-
-    pairs = []
-    for problem in problems:
-        lines = problem.solution.split("\n")
-        wrong = next(i for i, line in enumerate(lines) if line.startswith("work "))
-        spoiled = [*lines[:wrong], "work 111+111", *lines[wrong + 1 :]]
-        assert not arithmetic.check_steps(problem.question, "\n".join(spoiled))[-1]
-        pairs += [completion(problem, problem.solution, 0), completion(problem, "\n".join(spoiled), 1)]
-    scores = LikelihoodRewardModel(str(ASSETS / "reward_model")).score([p for p in problems for _ in range(2)], pairs)
-    values = torch.tensor([score.log_odds for score in scores]).view(-1, 2)
-    assert (values[:, 0] > values[:, 1]).float().mean() >= 0.9
+    problems = load_problems("arithmetic", split="validation", limit=16)
+    config = SamplingConfig(num_samples=6, max_new_tokens=1024, batch_size=96)
+    sampler = Sampler(load_model(ASSETS / "teacher"), load_tokenizer(ASSETS / "teacher"), config)
+    made = [c for c in sampler.sample(problems) if c.finish_reason == "stop"]
+    questions = {p.id: p.question for p in problems}
+    right, wrong, by_problem = [], [], {p.id: ([], []) for p in problems}
+    for c, score in zip(made, load_reward_model(ASSETS / "reward_model").score(problems, made), strict=True):
+        labels = arithmetic.check_steps(questions[c.problem_id], c.text)
+        for label, value in zip(labels, score.step_log_odds, strict=True):
+            (right if label else wrong).append(value)
+        by_problem[c.problem_id][0 if labels[-1] else 1].append(score.log_odds)
+    assert len(wrong) > 50
+    assert sum(value > 0 for value in right) / len(right) > 0.9
+    assert sum(value < 0 for value in wrong) / len(wrong) > 0.9
+    pairs = [(a, b) for good, bad in by_problem.values() for a in good for b in bad]
+    assert len(pairs) > 20
+    assert sum(a > b for a, b in pairs) / len(pairs) > 0.8
 
 
 def test_the_whole_job(tmp_path, capsys, monkeypatch):

@@ -32,6 +32,7 @@ SHELF = [
     "MathVerifier",
     "RewardModel",
     "ProcessRewardModel",
+    "LikelihoodRewardModel",
     "Coverage",
     "MajorityVoteAccuracy",
     "WeightedBestOfNAccuracy",

@@ -30,12 +30,19 @@ class Gain:
     low: float
     high: float
 
+    @property
+    def resolved(self) -> bool:
+        """Whether the 95 % interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
 
 def selection_gains(m: Measured, *, resamples: int = 2000, seed: int = 0) -> list[Gain]:
     """Return the gains of the rules that use scores, at the largest k, over what was measured to compare them with.
 
-    Problems with fewer than k samples are left out on both sides.
+    None where there is but one sample, so nothing to choose. Problems with fewer than k samples are left out.
     """
+    if m.ks[-1] == 1:
+        return []
     others = {}
     if "coverage" in m.values and m.ks[0] == 1:
         others["a random sample"] = m.values["coverage"][:, 0]

@@ -236,7 +236,7 @@ def reward_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
     rows = []
     for name, own in gains.items():
         cells = [
-            f"<td>{points(g.difference)}{' *' if g.low > 0 or g.high < 0 else ''}"
+            f"<td>{points(g.difference)}{' *' if g.resolved else ''}"
             f"<small>{points(g.low)} to {points(g.high)}</small></td>"
             for g in own
         ]

@@ -27,10 +27,8 @@ class MathDataModule(LightningDataModule):
     gets dataloader 0, the same held-out rows each time, and, if ``problems`` are given, dataloader 1: lists of
     :class:`~lit_thinkfast.records.Problem`, each problem on exactly one rank. ``problem_set`` holds all in order.
 
-    The place in the training batches belongs to the data module, not to a call of ``fit``: a further ``fit``, and
-    loaders made anew within one, go on after the last batch taken. ``fit(ckpt_path=...)`` goes to the place of the
-    checkpoint instead. The first batch comes again from a data module made anew, after a change of what makes the
-    batches (``seed``, ``system``, number of ranks), and if ranks are forked for each ``fit``: theirs end with them.
+    Each ``fit`` begins with the first training batch, or where the checkpoint of ``ckpt_path`` was; loaders made anew
+    within one go on after the last batch taken. A test gets the problems alone, as no corpus has a third split.
 
     Args:
         corpus: Training texts; its validation split is what is held out.
@@ -109,6 +107,8 @@ class MathDataModule(LightningDataModule):
         self._restored: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._stream = self._restored = None
         if self.tokenizer is None:
             self.tokenizer = load_fast_tokenizer(self.tokenizer_path)
         if self.problems is None:
@@ -150,13 +150,15 @@ class MathDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self._restored is not None:
             return {"train": self._restored}
-        return {} if self._stream is None else {"train": self._stream.state_dict()}
+        return {"train": None if self._stream is None else self._stream.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning hands a loader its own state back only if the checkpoint was written within an epoch or max_steps is
         # set; and validating a checkpoint comes here too, which must leave the training batches alone
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
-            self._restored = state_dict["train"]
+            self._restored = state_dict.get("train")
+            if self._restored is None:  # from before the first batch, as a search for a learning rate leaves it
+                self._stream = None
 
     def val_dataloader(self) -> list[Batches[Any]]:
         rank, world_size = self._place()
@@ -171,8 +173,11 @@ class MathDataModule(LightningDataModule):
             loaders.append(chunks(self.problem_set[rank::world_size], self.problem_batch_size))
         return loaders
 
-    def test_dataloader(self) -> list[Batches[Any]]:
-        return self.val_dataloader()
+    def test_dataloader(self) -> Batches[Any]:
+        rank, world_size = self._place()
+        if not self.problem_set:
+            raise ValueError("there is nothing to test on: name problems, for example data.problems=gsm8k")
+        return chunks(self.problem_set[rank::world_size], self.problem_batch_size)
 
     def held_out_batches(self) -> list[PackedBatch]:
         """Return the held-out rows of all ranks, packed once.

@@ -45,7 +45,7 @@ The real one would make tomorrow's prompts differ from those that a student was 
 
 _STRFTIME = (
     "%d=26 %-d=26 %e=26 %b=Jul %B=July %m=07 %-m=7 %Y=2024 %y=24 %a=Fri %A=Friday %j=208 %F=2024-07-26 "
-    "%H=00 %I=12 %M=00 %S=00 %p=AM %T=00:00:00"
+    "%H=00 %-H=0 %I=12 %-I=12 %M=00 %S=00 %p=AM %T=00:00:00 %x=07/26/24 %X=00:00:00 %Z=UTC %z=+0000"
 )
 # transformers lets no function into a template but its own clock, so a macro in front of the template hides that one
 _STOPPED_CLOCK = (

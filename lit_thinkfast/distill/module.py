@@ -34,7 +34,8 @@ class DistillationModule(LightningModule):
     Logs ``train/loss`` (the weighted sum), ``train/loss_<name>`` (unweighted), ``train/grad_norm`` before clipping,
     ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a
     token, at temperature 1) and ``val/top1_agreement``, all token means over the held-out set on all ranks; with an
-    evaluator, what it computes, such as ``val/coverage@4``. In a test the same under ``test/``.
+    evaluator, what it computes, such as ``val/coverage@4``. In a test the same of what it
+    is given, under ``test/``.
 
     Args:
         student: Hugging Face folder or hub id. A folder with a config and no weights is freshly initialised.
@@ -211,8 +212,8 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self.student, self.weight_decay)
-        if own := [p for p in self.losses.parameters() if p.requires_grad]:
-            groups.append({"params": own, "weight_decay": self.weight_decay, "matrix": False})
+        if any(p.requires_grad for p in self.losses.parameters()):
+            groups += [{**group, "matrix": False} for group in parameter_groups(self.losses, self.weight_decay)]
         optimizer = self.optimizer(groups)
         if self.schedule is None:
             return optimizer

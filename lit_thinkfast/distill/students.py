@@ -22,8 +22,9 @@ MODEL_FILES = (
     "added_tokens.json",
     "merges.txt",
     "chat_template.*",
+    "additional_chat_templates",
 )
-"""What a saved model consists of: what an export may replace."""
+"""What a saved model consists of, and an export replaces; anything else in its folder stays."""
 
 
 def build_student(path: str, *, seed: int = 0) -> Any:
@@ -42,9 +43,10 @@ def build_student(path: str, *, seed: int = 0) -> Any:
 
     from lit_thinkfast.models import HybridForCausalLM, convert
     from lit_thinkfast.models.loading import load_stock
+    from lit_thinkfast.reading import told_in_one_line
 
     if (Path(path) / "config.json").is_file() and not has_weights(path):
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), told_in_one_line(path):
             torch.default_generator.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
     else:
@@ -64,7 +66,7 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
     """Write a Hugging Face folder with weights, generation config and, where there is one, the tokenizer.
 
     A student whose layers all have attention is written as the stock class of its family. The folder appears whole or
-    not at all; a model folder that is already there is replaced as a whole.
+    not at all; the model of a folder that is already there is replaced as a whole, and whatever else lies there stays.
 
     Args:
         model: A transformers model.
@@ -89,6 +91,7 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
 
             AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(partial)
         if target.exists():
+            _carry_over(target, partial)
             target.rename(replaced)
         partial.rename(target)
     except BaseException:  # an interrupt must not cost the model that was there either
@@ -123,19 +126,25 @@ def _quiet() -> Iterator[None]:
 
 
 def check_export_target(path: str | Path) -> None:
-    """Refuse a path whose present contents an export must not replace.
+    """Refuse a path that holds something, and no model.
 
     Raises:
-        ValueError: It is a file, or a folder with anything that is no part of a saved model.
+        ValueError: It is a file, or a folder with contents but no ``config.json``.
     """
     path = Path(path)
-    if path.is_file():
-        raise ValueError(f"{path} is a file; export to a new folder")
-    contents = sorted(path.iterdir()) if path.is_dir() else []
-    foreign = [f.name for f in contents if f.is_dir() or not any(f.match(pattern) for pattern in MODEL_FILES)]
-    if foreign or (contents and not (path / "config.json").is_file()):
-        held = foreign[0] if foreign else contents[0].name
-        raise ValueError(f"{path} holds {held}, which an export would delete; export to a new folder, or move it away")
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
+        raise ValueError(f"{path} exists and is not a model folder; export to a new folder, or remove it first")
+
+
+def _carry_over(source: Path, target: Path) -> None:
+    """Copy what is no part of a model, such as notes or checkpoints that somebody put there."""
+    for entry in source.iterdir():
+        if any(entry.match(pattern) for pattern in MODEL_FILES) or (target / entry.name).exists():
+            continue
+        if entry.is_dir():
+            shutil.copytree(entry, target / entry.name, symlinks=True)
+        else:
+            shutil.copy2(entry, target / entry.name, follow_symlinks=False)
 
 
 def has_tokenizer(path: str) -> bool:

@@ -29,6 +29,7 @@ _NOT_TAKEN_OVER = (
     "auto_map",
     "_name_or_path",
     "quantization_config",
+    "reward_judge",
 )
 
 

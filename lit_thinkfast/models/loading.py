@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
-from lit_thinkfast.reading import first_line, told_in_one_line
+from lit_thinkfast.reading import first_line, read_causal_lm, told_in_one_line
 
 if TYPE_CHECKING:
     from lit_thinkfast.models.modeling import HybridForCausalLM
@@ -65,30 +65,13 @@ def load_stock(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None)
     for architecture in config.architectures or []:
         if not architecture.endswith("ForCausalLM"):
             raise ValueError(f"{path_or_id}: {architecture} is not a decoder-only causal language model")
-    with told_in_one_line(path_or_id):
-        loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype="auto" if dtype is None else dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
-            **options,
-        )
-    model, info = loaded
-    for problem, names in (
-        ("missing", info["missing_keys"]),
-        ("of another shape", {name for name, *_ in info["mismatched_keys"]}),
-        ("not in the model", info["unexpected_keys"]),
-    ):
-        if names:
-            raise ValueError(
-                f"{path_or_id}: weights {problem}: {len(names)}, first {min(names)}; configuration and weights are not "
-                "of one model"
-            )
+    model: PreTrainedModel = read_causal_lm(path_or_id, where, dtype="auto" if dtype is None else dtype, **options)
     # a file with both weights is right, whatever its config says
-    model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
+    both: Any = model
+    model.config.tie_word_embeddings = both.lm_head.weight is both.model.embed_tokens.weight
     if "gguf_file" in options:
         _forget_quantization(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
@@ -103,6 +86,8 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
         return AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"no tokenizer in {path_or_id} ({first_line(error)})") from None
+    except ImportError:  # a package is to be installed
+        raise
     except Exception as error:  # of this very class where the tokenizers library raises it
         raise ValueError(f"the tokenizer in {path_or_id} cannot be used ({first_line(error)})") from error
 

@@ -54,7 +54,7 @@ _TEXT_UNIT = re.compile(
     r"\\(?:text|textrm|mathrm|mbox)\s{0,4}\{(?![^{}]{0,40}(?:illion|thousand|hundred|percent|%))[^{}]*\}"
     r"(?:\s{0,2}\^\s{0,2}\{?[23]\}?)?$"
 )
-_PERCENT = re.compile(r"\s{0,4}per ?cent$", re.IGNORECASE)
+_PERCENT = re.compile(r"(?<=[0-9}])\s{0,4}per ?cent(?![a-zA-Z])", re.IGNORECASE)
 _UNIT_WORDS = re.compile(r"(%?)[$*]{0,2}((?:\s+[a-zA-Z][a-zA-Z'-]+)+)")
 _NO_UNIT = re.compile(
     r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
@@ -62,7 +62,7 @@ _NO_UNIT = re.compile(
     r"|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)s?|percent|percentage|negative|plus|minus|squared"
     r"|cubed|factorial|choose|root|remainder|base|binary|octal|hexadecimal|mod|modulo|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?"
     r"|log|exp|sqrt|max|min|gcd|lcm|det|inf|infty|infinity|pi|phi|psi|tau|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma"
-    r"|omega|am|pm|or|if|when|unless|except|not)\b",
+    r"|omega|am|pm|morning|afternoon|evening|night|before|after|below|less|more|than|or|if|when|unless|except|not)\b",
     re.IGNORECASE,
 )
 _GROUPED = re.compile(r"(?<=[0-9])\\[,!](?=[0-9]{3}(?![0-9]))|(?<=[0-9],)\\!(?=[0-9]{3}(?![0-9]))")
@@ -91,7 +91,8 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
     r"""Return the final answer that ``text`` states, as written, or ``None``.
 
     In this order: the last ``\boxed{}`` (braces matched; one that never closes is no answer, as when the token budget
-    cut the text), the last ``####`` that a number follows (GSM8K), what follows the last "answer is" or "answer:".
+    cut the text), the last ``####`` that a number follows (GSM8K; with its unit, unless it numbers a
+    heading), what follows the last "answer is" or "answer:".
 
     Args:
         text: Any text; only its last ``MAX_TEXT`` characters are searched.
@@ -107,7 +108,9 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
     mark = text.rfind("####")
     if mark >= 0:
         line = text[mark + 4 : mark + 5 + MAX_ANSWER].split("\n", 1)[0]
-        if number(line) is not None:
+        # in a heading, such as "#### 2 Apply the formula", words follow the number and an answer comes later
+        heading = re.search("[a-zA-Z]{2}", line) and _last_match(_AFTER_ANSWER, text[mark:])
+        if number(line) is not None and not heading:
             return _shown(line)
     found = _last_match(_AFTER_ANSWER, text)
     if found is not None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 from lit_thinkfast.verification.likelihood import LikelihoodRewardModel
-from lit_thinkfast.verification.reward import Aggregation, ProcessRewardModel, StepRewardModel
-
-Judge = Literal["signs", "likelihood"]
+from lit_thinkfast.verification.reward import Aggregation, Judge, ProcessRewardModel, StepRewardModel
 
 
 def load_reward_model(
@@ -20,7 +17,7 @@ def load_reward_model(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> StepRewardModel:
-    """Load a reward model as the class that its ``config.json`` names under ``reward_judge``.
+    """Load a reward model, at once, as the class that its ``config.json`` names under ``reward_judge``.
 
     Args:
         path: Hugging Face folder or hub id.
@@ -39,8 +36,6 @@ def load_reward_model(
     judge = judge or made_for or "signs"
     if judge not in Judge.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"{path}: unknown judge {judge!r}; known: signs, likelihood")
-    if made_for not in (None, judge):
-        raise ValueError(f"{path} was made to judge by {made_for}, not by {judge}; leave the judge out")
     model: StepRewardModel
     if judge == "signs":
         model = ProcessRewardModel(

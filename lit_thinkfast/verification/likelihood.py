@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from lit_thinkfast.records import Completion
-from lit_thinkfast.verification.reward import StepRewardModel, StepText, line_ends, logits_of
+from lit_thinkfast.verification.reward import StepRewardModel, StepText, line_ends
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,17 +25,20 @@ class LikelihoodRewardModel(StepRewardModel):
     0. Where it can be written in many, only texts of one problem compare, and only roughly. It is the implicit process
     reward (arXiv:2412.01981) with a uniform reference.
 
-    The token that ends a response belongs to the last line of a completion that ended by itself.
+    The token that ends a response belongs to the last line of a completion that ended by itself. Below a probability of
+    1e-323, some thousand tokens of unsure text, a score is 0 and only ``log_odds`` still tell completions apart.
 
     Args:
         path: Hugging Face folder or hub id of model and tokenizer. Loaded at the first score.
         batch_size: Completions scored together; they are sorted by length first.
         device: Where the model runs.
-        dtype: Of the weights: ``float32``, ``bfloat16`` or ``float16``. Log-odds are made in float64.
+        dtype: Of the weights: ``float32``, ``bfloat16`` or ``float16``. Log-odds are made of float32 logits in float64.
 
     Raises:
         ValueError: Unknown dtype, or a batch size below 1.
     """
+
+    judges = "likelihood"
 
     def __init__(
         self,
@@ -60,27 +63,33 @@ class LikelihoodRewardModel(StepRewardModel):
         return StepText([*prompt, *ids], len(prompt), [len(prompt) + end for end in ends])
 
     def judge(self, model: Any, tokenizer: Any, texts: list[StepText]) -> list[list[float]]:
+        import torch
+
         hidden = self.hidden_states(model, texts)
+        # each token of a solution is predicted at the one before it
+        spans = [(text.prompt_tokens, max(text.prompt_tokens, len(text.ids))) for text in texts]
+        before = torch.cat([row[start - 1 : end - 1] for row, (start, end) in zip(hidden, spans, strict=True)])
+        targets = [token for text in texts for token in text.ids[text.prompt_tokens :]]
+        log_p = log_probabilities(model, before, torch.tensor(targets, dtype=torch.long, device=hidden.device))
         found = []
-        for row, text in zip(hidden, texts, strict=True):
-            log_p = _log_probabilities(model, row, text).cumsum(0)
-            found.append([_log_odds(float(log_p[end - text.prompt_tokens])) for end in text.ends])
+        for text, own in zip(texts, log_p.split([end - start for start, end in spans]), strict=True):
+            so_far = own.cumsum(0).tolist()
+            found.append([_log_odds(so_far[end - text.prompt_tokens]) for end in text.ends])
         return found
 
 
-def _log_probabilities(model: Any, hidden: Tensor, text: StepText) -> Tensor:
-    """Return the log-probability of each token of the solution, float64, ``(tokens,)``; ``hidden`` is ``(t, d)``."""
+def log_probabilities(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Return the log-probability of each target, ``(n,)`` float64, from the hidden states ``(n, d)`` before it."""
     import torch
 
-    before = hidden[text.prompt_tokens - 1 : len(text.ids) - 1]
-    targets = torch.tensor(text.ids[text.prompt_tokens :], device=hidden.device)
-    # float64, since the log-odds of a sure line are those of the little that is left to one; in parts, since the
-    # vocabulary may be large
-    at_once = max(1, ELEMENTS // model.config.vocab_size)
+    head = model.get_output_embeddings()
+    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
     parts = [torch.empty(0, dtype=torch.float64, device=hidden.device)]
-    for start in range(0, len(targets), at_once):
-        logits = logits_of(model, before[start : start + at_once], slice(None)).double()
-        parts.append(torch.log_softmax(logits, -1).gather(-1, targets[start : start + at_once, None])[:, 0])
+    at_once = max(1, ELEMENTS // weight.shape[0])
+    for rows, own in zip(hidden.split(at_once), targets.split(at_once), strict=True):
+        # float64, since the log-odds of a sure line are those of the little that is left to one
+        scores = torch.nn.functional.linear(rows.float(), weight, bias).double().log_softmax(-1)
+        parts.append(scores.gather(-1, own[:, None])[:, 0])
     return torch.cat(parts)
 
 

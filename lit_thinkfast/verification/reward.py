@@ -17,9 +17,9 @@ import struct
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from lit_thinkfast.reading import told_in_one_line
+from lit_thinkfast.reading import read_causal_lm, told_in_one_line
 from lit_thinkfast.records import Completion, Problem
 from lit_thinkfast.verification.grading import problems_of
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Aggregation = Literal["last", "min", "product", "mean"]
+Judge = Literal["signs", "likelihood"]
 
 NO_STEP = -100.0
 """Log-odds of a text without any step: as good as impossible, yet finite."""
@@ -67,7 +68,8 @@ class RewardModel(Protocol):
 class StepRewardModel(RewardModel):
     """What reward models share that run a causal language model once over prompt and solution, lines being steps.
 
-    A subclass says where in a text the steps end (:meth:`encode`) and how they are judged (:meth:`judge`).
+    A subclass says where in a text the steps end (:meth:`encode`), how they are judged (:meth:`judge`), and what that
+    is called in a model's config, under ``reward_judge`` (``judges``).
 
     Args:
         path: Hugging Face folder or hub id of model and tokenizer. Loaded at the first score.
@@ -79,6 +81,8 @@ class StepRewardModel(RewardModel):
     Raises:
         ValueError: Unknown aggregation or dtype, or a batch size below 1.
     """
+
+    judges: ClassVar[Judge]
 
     def __init__(
         self,
@@ -108,12 +112,13 @@ class StepRewardModel(RewardModel):
 
         Raises:
             FileNotFoundError: ``path`` looks like a folder and is none.
-            ValueError: It cannot be read, lacks weights, looks ahead, or has a tokenizer that does not fit.
+            ValueError: It cannot be read, lacks weights, looks ahead, is made for another judge, or its tokenizer or
+                what it does to logits is not understood here.
         """
         if self._loaded is not None:
             return
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         if not os.path.isdir(self.path) and (os.path.isabs(self.path) or self.path.count("/") != 1):
             raise FileNotFoundError(f"{self.path}: there is no such folder, and it is no hub id; name a reward model")
@@ -122,27 +127,13 @@ class StepRewardModel(RewardModel):
         if not tokenizer.is_fast:
             raise ValueError(f"{self.path}: finding line ends in tokens needs a fast tokenizer; this one is slow")
         self.check_tokenizer(tokenizer)
-        with told_in_one_line(self.path):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                self.path,
-                dtype=getattr(torch, self.dtype),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told below, by name
-            )
-        unfit = {*info["missing_keys"], *info["unexpected_keys"], *(name for name, *_ in info["mismatched_keys"])}
-        if unfit:
+        model = read_causal_lm(self.path, self.path, dtype=getattr(torch, self.dtype)).to(self.device).eval()
+        made_for = getattr(model.config, "reward_judge", self.judges)
+        if made_for != self.judges:
             raise ValueError(
-                f"{self.path}: {len(unfit)} weights, first {min(unfit)}, are not those of a {type(model).__name__}; "
-                "a reward model is a whole causal language model"
+                f"{self.path} was made to judge by {made_for}, not by {self.judges}; use the class for that"
             )
-        tokens, known = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().weight.shape[0]
-        if tokens > known:
-            raise ValueError(
-                f"{self.path}: the tokenizer has {tokens} tokens, the model knows {known}; they are not of one model"
-            )
-        model = model.to(self.device).eval()
-        if self._looks_ahead(model):
-            raise ValueError(f"{self.path}: a {type(model).__name__} looks ahead; a reward model must be a decoder")
+        self._check_reading(model)
         self._loaded = model, tokenizer
 
     def check_tokenizer(self, tokenizer: Any) -> None:
@@ -152,7 +143,7 @@ class StepRewardModel(RewardModel):
         """Return the reward of each completion, in order.
 
         Raises:
-            ValueError: A completion whose problem is missing.
+            ValueError: A completion whose problem is missing, or a token that the model does not know.
         """
         import torch
 
@@ -166,6 +157,11 @@ class StepRewardModel(RewardModel):
             self.encode(tokenizer, _prompt(tokenizer, problem, prompts), completion).cut(longest)
             for problem, completion in zip(owners, completions, strict=True)
         ]
+        known = model.get_input_embeddings().weight.shape[0]
+        if texts and (largest := max(max(text.ids) for text in texts)) >= known:
+            raise ValueError(
+                f"{self.path}: its tokenizer gives token {largest}, but the model knows {known}; resize its embeddings"
+            )
         found: list[RewardScore | None] = [None] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
         for start in range(0, len(order), self.batch_size):
@@ -184,13 +180,24 @@ class StepRewardModel(RewardModel):
     def judge(self, model: Any, tokenizer: Any, texts: list[StepText]) -> list[list[float]]:
         """Return for each text the log-odds that all is right up to and including each step."""
 
-    def _looks_ahead(self, model: Any) -> bool:
-        """Whether what follows a token changes its hidden states by more than rounding: an encoder, say."""
+    def _check_reading(self, model: Any) -> None:
+        """Refuse a model that looks ahead, such as an encoder, or does more to its logits than a head does."""
         import torch
 
+        probes = [[0] + [i] * 7 for i in (0, 1)]
+        tolerance = torch.finfo(model.dtype).eps ** 0.5
         with torch.inference_mode():
-            one, other = self.hidden_states(model, [StepText([0] + [i] * 7, 0, []) for i in (0, 1)])[:, 0].float()
-        return bool((one - other).norm() > torch.finfo(model.dtype).eps ** 0.5 * one.norm())
+            hidden = self.hidden_states(model, [StepText(ids, 0, []) for ids in probes])
+            one, other = hidden[:, 0].float()
+            if (one - other).norm() > tolerance * one.norm():
+                raise ValueError(f"{self.path}: a {type(model).__name__} looks ahead; a reward model must be a decoder")
+            own = model(input_ids=torch.tensor(probes, device=self.device), use_cache=False).logits.float()
+            ours = logits_of(model, hidden, slice(None))
+        if (own - ours).norm() > tolerance * own.norm():
+            raise ValueError(
+                f"{self.path}: a {type(model).__name__} scales or caps its logits, which is not understood here; "
+                "write a RewardModel of your own for it"
+            )
 
     def hidden_states(self, model: Any, texts: list[StepText]) -> Tensor:
         """Run the model once and return its last hidden states ``(texts, longest, d)``."""
@@ -217,6 +224,8 @@ class ProcessRewardModel(StepRewardModel):
     longest context are cut off, and lines there are not judged. Arguments and errors are those of
     :class:`StepRewardModel`; a tokenizer that splits a sign is refused.
     """
+
+    judges = "signs"
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         for sign in "+-":
@@ -311,7 +320,7 @@ def line_ends(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
 
 
 def logits_of(model: Any, hidden: Tensor, rows: Any) -> Tensor:
-    """Return the logits of some vocabulary rows, a list or a slice, in float32: ``(n, d)`` -> ``(n, rows)``."""
+    """Return the logits of some vocabulary rows, a list or a slice, in float32: ``(..., d)`` -> ``(..., rows)``."""
     import torch
 
     head = model.get_output_embeddings()

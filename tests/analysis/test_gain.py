@@ -38,6 +38,10 @@ def test_without_scores_there_are_none(run_maker):
     assert selection_gains(measure({"m": run_maker(scored=False)})["m"]) == []
 
 
+def test_of_one_sample_there_is_nothing_to_choose(run_maker):
+    assert selection_gains(measure({"m": run_maker()}, ks=[1])["m"]) == []
+
+
 def test_without_a_single_sample_only_the_vote_is_compared(run_maker):
     gains = selection_gains(measure({"m": run_maker()}, ks=[2, 4])["m"])
     assert {g.over for g in gains} == {"majority vote"}

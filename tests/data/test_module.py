@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 
 from lit_thinkfast.data.corpora import ArithmeticCorpus, JsonlCorpus
 from lit_thinkfast.data.module import MathDataModule, load_fast_tokenizer
@@ -122,20 +122,28 @@ def test_epochs_without_max_steps_resume(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_next_fit_goes_on(tmp_path, workers):
-    whole, parts, anew = Recorder(), Recorder(), Recorder()
-    trainer(tmp_path).fit(whole, datamodule=data())
-    datamodule = data(num_workers=workers)
-    saving(tmp_path, 2, max_steps=3).fit(parts, datamodule=datamodule)
-    trainer(tmp_path).validate(parts, datamodule=datamodule, ckpt_path=tmp_path / "step=2.ckpt", verbose=False)
-    trainer(tmp_path, max_steps=5).fit(parts, datamodule=datamodule)
-    datamodule.steps_per_epoch = 3
-    trainer(tmp_path, max_steps=4).fit(parts, datamodule=datamodule)
-    assert torch.equal(torch.stack(parts.rows), torch.stack(whole.rows))
-    datamodule.seed = 1
-    trainer(tmp_path, max_steps=2).fit(anew, datamodule=datamodule)
-    trainer(tmp_path, max_steps=2).fit(anew, datamodule=data(seed=1))
-    assert torch.equal(torch.stack(anew.rows[:2]), torch.stack(anew.rows[2:]))
+def test_each_fit_begins_with_the_first_batch(tmp_path, workers):
+    """So that models trained one after the other see the same data."""
+    first, second, datamodule = Recorder(), Recorder(), data(num_workers=workers)
+    saving(tmp_path, 2, max_steps=3).fit(first, datamodule=datamodule)
+    trainer(tmp_path).validate(first, datamodule=datamodule, ckpt_path=tmp_path / "step=2.ckpt", verbose=False)
+    trainer(tmp_path, max_steps=3).fit(second, datamodule=datamodule)
+    assert torch.equal(torch.stack(first.rows), torch.stack(second.rows))
+
+
+@pytest.mark.filterwarnings("ignore:.*(does not have many workers|lr_find|suggestion).*")
+def test_a_search_for_a_learning_rate_uses_no_data_up(tmp_path):
+    class Tuned(Recorder):
+        lr = 0.1
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    seen = Tuned()
+    search = LearningRateFinder(num_training_steps=3, early_stop_threshold=None)
+    trainer(tmp_path, max_steps=2, callbacks=[search]).fit(seen, datamodule=data())
+    assert len(seen.rows) > 3
+    assert torch.equal(torch.stack(seen.rows[-2:]), torch.stack(seen.rows[:2]))
 
 
 def test_loaders_made_anew_each_epoch_go_on(tmp_path):
@@ -227,6 +235,8 @@ def test_a_test_takes_the_problems_of_the_test_split():
     made = MathDataModule(
         ArithmeticCorpus(), tokenizer="arithmetic", seq_len=64, batch_size=1, problems="arithmetic", num_problems=2
     )
+    with pytest.raises(ValueError, match="there is nothing to test on: name problems"):
+        made.test_dataloader()
     for stage, split in {"fit": "validation", "test": "test", "validate": "validation"}.items():
         made.setup(stage)
         assert [p.id.split("/")[0] for p in made.problem_set] == [split] * 2
@@ -240,7 +250,7 @@ def test_a_test_takes_the_problems_of_the_test_split():
         num_problems=2,
     )
     chosen.setup("test")
-    assert chosen.problem_set[0].id.startswith("train/")
+    assert [[p.id.split("/")[0] for p in batch] for batch in chosen.test_dataloader()] == [["train", "train"]]
 
 
 class Placed(MathDataModule):

@@ -73,14 +73,25 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, student_folder):
     precious.parent.mkdir()
     precious.write_text("years of work")
     run = trainer(tmp_path, callbacks=[ExportStudent(str(precious.parent))])
-    with pytest.raises(ValueError, match=r"home holds thesis\.txt, which an export would delete"):
+    with pytest.raises(ValueError, match="exists and is not a model folder"):
         run.fit(module(student_folder), loader(8, 2))
-    (precious.parent / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"home holds thesis\.txt, which an export would delete"):
-        run.fit(module(student_folder), loader(8, 2))
-    assert precious.read_text() == "years of work"
-    with pytest.raises(ValueError, match="is a file"):
+    assert [f.name for f in precious.parent.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ValueError, match="exists and is not a model folder"):
         check_export_target(precious)
+
+
+def test_what_lies_beside_a_model_stays_and_its_old_files_go(tmp_path, student_folder):
+    model = AutoModelForCausalLM.from_pretrained(student_folder)
+    target = export_folder(model, tmp_path / "model", tokenizer_from=str(TOKENIZER))
+    (target / "model-00002-of-00002.safetensors").write_bytes(b"of a larger model")
+    (target / "README.md").write_text("a card")
+    (target / "checkpoint-500").mkdir()
+    (target / "checkpoint-500" / "optimizer.pt").write_bytes(b"state")
+    export_folder(model, target)
+    assert (target / "README.md").read_text() == "a card"
+    assert (target / "checkpoint-500" / "optimizer.pt").read_bytes() == b"state"
+    assert not (target / "model-00002-of-00002.safetensors").exists()
+    assert not (target / "tokenizer.json").exists(), "this export has no tokenizer"
 
 
 def test_an_interrupt_between_two_renames_keeps_the_old_folder(tmp_path, student_folder, monkeypatch):

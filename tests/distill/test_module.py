@@ -196,6 +196,10 @@ def test_a_loss_with_parameters_learns_them(tmp_path, teacher_folder, student_fo
     before = module.losses["projected"].projection.weight.detach().clone()
     trainer(tmp_path, steps=2).fit(module, loader(4, 2))
     assert not torch.equal(before, module.losses["projected"].projection.weight)
+    own = {id(p): name for name, p in module.losses.named_parameters()}
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    decay = {own[id(p)]: group["weight_decay"] for group in groups for p in group["params"] if id(p) in own}
+    assert decay == {"projected.projection.weight": 0.1, "projected.projection.bias": 0.0}
 
 
 def test_a_teacher_that_is_a_torch_module_is_no_part_of_the_checkpoint(student_folder, teacher_folder):

@@ -279,3 +279,28 @@ def test_random_text_never_raises():
             assert isinstance(canonical(answer), str)
             assert decide(answer, answer) in (True, False)
             assert decide(answer, "17") in (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("#### 2 Apply the formula\nwork\nThe answer is 9.", "9"),
+        ("#### 3 Ways to count\nfinal answer is 12.", "12"),
+        ("#### 12 apples", "12 apples"),
+        ("#### 12 apples\nDone.", "12 apples"),
+        ("The answer is 5.\n#### 5", "5"),
+    ],
+)
+def test_a_heading_is_no_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "words", ["in the morning", "below freezing", "less than that", "more than Ada", "minutes before noon", "or so"]
+)
+def test_words_that_change_a_value_are_no_unit(words):
+    assert canonical(f"5 {words}") != canonical("5")
+
+
+def test_percent_is_read_before_other_words():
+    assert canonical("50 percent of the boxes") == canonical("50% of the boxes") == canonical("50\\%")

@@ -28,8 +28,9 @@ def test_the_config_decides(tiny_teacher, marked):
 
 def test_what_does_not_fit_is_refused_in_one_line(marked, tmp_path):
     by_likelihood = marked("likelihood")
-    with pytest.raises(ValueError, match="was made to judge by likelihood, not by signs"):
-        load_reward_model(by_likelihood, judge="signs")
+    for load in (lambda: load_reward_model(by_likelihood, judge="signs"), ProcessRewardModel(by_likelihood).load):
+        with pytest.raises(ValueError, match="was made to judge by likelihood, not by signs"):
+            load()
     with pytest.raises(ValueError, match="aggregation 'min' is for signs"):
         load_reward_model(by_likelihood, aggregation="min")
     with pytest.raises(ValueError, match="unknown judge 'oracle'"):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
 from lit_thinkfast.data.prompts import encode_example
 from lit_thinkfast.records import Completion, Example, Problem
@@ -68,3 +68,29 @@ def test_empty_and_overlong_texts_have_a_finite_score(tiny_teacher):
     assert math.isfinite(long.log_odds)
     (ended,) = model.score(PROBLEMS, [dataclasses.replace(completion(PROBLEMS[0], ""), sample=2)])
     assert len(ended.step_log_odds) == 1, "to end at once is a step as well"
+
+
+def test_a_prompt_that_fills_the_context_leaves_nothing_to_judge(tiny_teacher):
+    long = Problem("long", "How many? " * 900, "5")
+    short, none = LikelihoodRewardModel(tiny_teacher).score(
+        [PROBLEMS[0], long], [completion(PROBLEMS[0], TEXTS[0]), completion(long, "a=5")]
+    )
+    assert len(short.step_log_odds) == 3
+    assert none.log_odds == NO_STEP
+
+
+def test_a_head_that_does_more_than_multiply_is_refused(tmp_path, tiny_teacher):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    config = GraniteConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+    )
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="GraniteForCausalLM scales or caps its logits"):
+        LikelihoodRewardModel(tmp_path).load()

@@ -160,10 +160,14 @@ def refusal(folder, dtype="float32"):
 
 def test_a_classifier_is_no_reward_model(folder, tmp_path, caplog):
     """Its head would be random where it is not tied, and the classifier's unused where it is."""
-    for tied, number, first in ((False, 2, "lm_head.weight"), (True, 1, "score.weight")):
+    for tied, words in (
+        (False, "weights missing: 1, first lm_head.weight"),
+        (True, "not in the model: 1, first score.w"),
+    ):
         model = LlamaForSequenceClassification(small(folder, tie_word_embeddings=tied))
         said = refusal(save(model, tmp_path / f"classifier{tied}"))
-        assert f"{number} weights, first {first}, are not those of a LlamaForCausalLM" in said
+        assert words in said
+        assert "it is no whole LlamaForCausalLM" in said
     assert "LOAD REPORT" not in caplog.text
 
 
@@ -185,12 +189,13 @@ def test_decoders_of_other_families_are_reward_models(folder, tmp_path, dtype):
 
 
 def test_a_folder_that_contradicts_itself_is_no_reward_model(folder, tmp_path):
-    fewer = LlamaForCausalLM(small(folder, vocab_size=400))
-    assert "has 481 tokens, the model knows 400" in refusal(save(fewer, tmp_path / "fewer"))
+    fewer = ProcessRewardModel(save(LlamaForCausalLM(small(folder, vocab_size=400)), tmp_path / "fewer"))
+    with pytest.raises(ValueError, match=r"fewer: its tokenizer gives token 4\d\d, but the model knows 400"):
+        fewer.score(PROBLEMS, [completion(PROBLEMS[0], TEXTS[0])])
     for values, words in (
-        ({"num_hidden_layers": 3}, "9 weights, first model.layers.2"),
-        ({"num_hidden_layers": 1}, "9 weights, first model.layers.1"),
-        ({"intermediate_size": 50}, "6 weights, first model.layers.0.mlp.down_proj.weight"),
+        ({"num_hidden_layers": 3}, "missing: 9, first model.layers.2"),
+        ({"num_hidden_layers": 1}, "not in the model: 9, first model.layers.1"),
+        ({"intermediate_size": 50}, "of another shape: 6, first model.layers.0.mlp.down_proj.weight"),
         ({"hidden_size": "x"}, "expected int, got str"),
     ):
         path = save(LlamaForCausalLM(small(folder)), tmp_path / next(iter(values)))
