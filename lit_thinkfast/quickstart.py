@@ -46,7 +46,7 @@ STUDENTS = {
 def run(
     *,
     out: str = "runs/quickstart",
-    problems: int = 20,
+    problems: int = 30,
     num_samples: int = 64,
     batch_size: int = 256,
     temperature: float = 0.8,

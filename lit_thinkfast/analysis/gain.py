@@ -16,7 +16,7 @@ class Gain:
 
     Attributes:
         rule: The rule that uses scores.
-        over: ``a random sample``, or ``majority vote`` among as many samples.
+        over: ``one sample`` at random, or ``majority`` vote among as many samples.
         k: Samples a problem.
         difference: Its share of problems solved less that of the other.
         low: Lower end of the 95 % interval of the difference, a bootstrap over problems that resamples both alike.
@@ -45,9 +45,9 @@ def selection_gains(m: Measured, *, resamples: int = 2000, seed: int = 0) -> lis
         return []
     others = {}
     if "coverage" in m.values and m.ks[0] == 1:
-        others["a random sample"] = m.values["coverage"][:, 0]
+        others["one sample"] = m.values["coverage"][:, 0]
     if "majority" in m.values:
-        others["majority vote"] = m.values["majority"][:, -1]
+        others["majority"] = m.values["majority"][:, -1]
     weights = resample_weights(len(m.problem_ids), resamples=resamples, seed=seed)
     found = []
     for rule in m.values:

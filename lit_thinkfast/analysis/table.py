@@ -84,7 +84,7 @@ def model_cells(c: Comparison, name: str) -> dict[str, str]:
         "engine time per sample": duration(float(c.measured[name].sample_seconds.mean())),
         **values,
         **{
-            f"{SHORT_RULES[g.rule]} over {g.over}": f"{points(g.difference)} [{points(g.low)}, {points(g.high)}]"
+            f"{SHORT_RULES[g.rule]} over {g.over}": f"{points(g.difference)} ({points(g.low, 0)}, {points(g.high, 0)})"
             for g in selection_gains(c.measured[name])
         },
     }

@@ -13,11 +13,11 @@ def test_gains_equal_a_loop_over_resampled_problems(run_maker):
     m = measure({"m": run_maker()})["m"]
     gains = {(g.rule, g.over): g for g in selection_gains(m, resamples=60, seed=2)}
     assert gains.keys() == {
-        (rule, over) for rule in ("weighted_best_of_n", "best_of_n") for over in ("a random sample", "majority vote")
+        (rule, over) for rule in ("weighted_best_of_n", "best_of_n") for over in ("one sample", "majority")
     }
     for (rule, over), gain in gains.items():
         value = m.values[rule][:, -1]
-        other = m.values["coverage"][:, 0] if over == "a random sample" else m.values["majority"][:, -1]
+        other = m.values["coverage"][:, 0] if over == "one sample" else m.values["majority"][:, -1]
         assert gain.k == m.ks[-1]
         assert gain.difference == pytest.approx(value.mean() - other.mean())
         weights = resample_weights(len(value), resamples=60, seed=2)
@@ -29,7 +29,7 @@ def test_a_perfect_reward_model_turns_a_vote_into_coverage(run_maker):
     run = run_maker()
     truth = [dataclasses.replace(v, score=float(v.correct)) for v in run.verdicts]
     m = measure({"m": dataclasses.replace(run, verdicts=truth)})["m"]
-    best = next(g for g in selection_gains(m) if (g.rule, g.over) == ("best_of_n", "a random sample"))
+    best = next(g for g in selection_gains(m) if (g.rule, g.over) == ("best_of_n", "one sample"))
     assert best.difference == pytest.approx((m.values["coverage"][:, -1] - m.values["coverage"][:, 0]).mean())
     assert best.low > 0
 
@@ -44,7 +44,7 @@ def test_of_one_sample_there_is_nothing_to_choose(run_maker):
 
 def test_without_a_single_sample_only_the_vote_is_compared(run_maker):
     gains = selection_gains(measure({"m": run_maker()}, ks=[2, 4])["m"])
-    assert {g.over for g in gains} == {"majority vote"}
+    assert {g.over for g in gains} == {"majority"}
 
 
 def test_the_report_shows_them_where_there_are_scores(run_maker, tmp_path):
