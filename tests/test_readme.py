@@ -22,8 +22,8 @@ def test_the_library_example_runs(tiny_teacher, tmp_path, monkeypatch, capsys):
     for said, instead in (
         ('TEACHER = "models/teacher"', f"TEACHER = {str(tiny_teacher)!r}"),
         ("max_steps=200", "max_steps=1, enable_progress_bar=False, limit_val_batches=1, enable_model_summary=False"),
-        ("seq_len=1024", "seq_len=64, val_batches=1, block_size=4"),
-        ("max_new_tokens=512", "max_new_tokens=4"),
+        ("seq_len=1408", "seq_len=64, val_batches=1, block_size=4"),
+        ("max_new_tokens=1024", "max_new_tokens=4"),
         ('accelerator="auto"', 'accelerator="cpu"'),
     ):
         assert code.count(said) == 1
