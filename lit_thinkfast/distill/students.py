@@ -91,7 +91,6 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
 
             AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(partial)
         if target.exists():
-            _carry_over(target, partial)
             target.rename(replaced)
         partial.rename(target)
     except BaseException:  # an interrupt must not cost the model that was there either
@@ -100,7 +99,9 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced.exists():
+        _carry_over(replaced, target)
+        shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 
@@ -137,14 +138,10 @@ def check_export_target(path: str | Path) -> None:
 
 
 def _carry_over(source: Path, target: Path) -> None:
-    """Copy what is no part of a model, such as notes or checkpoints that somebody put there."""
+    """Move over what is no part of a model, such as notes or checkpoints that somebody put there."""
     for entry in source.iterdir():
-        if any(entry.match(pattern) for pattern in MODEL_FILES) or (target / entry.name).exists():
-            continue
-        if entry.is_dir():
-            shutil.copytree(entry, target / entry.name, symlinks=True)
-        else:
-            shutil.copy2(entry, target / entry.name, follow_symlinks=False)
+        if not any(entry.match(pattern) for pattern in MODEL_FILES) and not (target / entry.name).exists():
+            entry.rename(target / entry.name)
 
 
 def has_tokenizer(path: str) -> bool:
