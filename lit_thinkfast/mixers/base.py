@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class StateShapes(NamedTuple):
     """Shapes, without the batch axis, of what a mixer remembers.
 
     Attributes:
-        conv: (channels, kernel - 1), inputs of the convolution, oldest first.
+        conv: (channels, kernel - 1), inputs of the convolution, oldest first; (0, 0) for a mixer that has none.
         state: Recurrent state, kept in float32 at least.
     """
 
@@ -47,14 +47,24 @@ class States(NamedTuple):
 class Mixer(nn.Module, ABC):
     """A causal sequence mixer in the place of attention.
 
-    A subclass is built as ``MixerClass(config, layer_idx, **options)``; its options are keyword-only parameters of
-    its constructor and are stored in the model's configuration.
+    A subclass is built as ``MixerClass(config, layer_idx, **options)``; its options are keyword-only parameters of its
+    constructor and are stored in the model's configuration. It says how tokens are mixed (:meth:`mix`); caches are this
+    class's business.
+
+    Args:
+        config: A decoder configuration; ``kernel``, if it has one, says which operators run: ``"auto"``, ``"torch"``
+            or ``"reference"``.
+        layer_idx: Place in the decoder, and in a cache.
     """
 
     full_precision: tuple[str, ...] = ()
     """Names of own parameters that stay in float32 when the model is cast to a smaller type."""
 
-    @abstractmethod
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.kernel: str = getattr(config, "kernel", "auto")
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -63,7 +73,7 @@ class Mixer(nn.Module, ABC):
         attention_mask: Tensor | None = None,
         seq_idx: Tensor | None = None,
     ) -> Tensor:
-        """Mix along time.
+        """Mix along time, a single token after others by :meth:`step` where nothing is learnt, else by :meth:`mix`.
 
         Args:
             hidden_states: (b, t, d), normalised input of the block.
@@ -74,6 +84,45 @@ class Mixer(nn.Module, ABC):
         Returns:
             (b, t, d).
         """
+        states = read_states(past_key_values, self.layer_idx)
+        one = hidden_states.shape[1] == 1 and attention_mask is None
+        if states is not None and one and not torch.is_grad_enabled() and self.kernel != "reference":
+            out = self.step(hidden_states[:, 0], states)[:, None]
+        else:
+            out, states = self.mix(hidden_states, states=states, attention_mask=attention_mask, seq_idx=seq_idx)
+        if past_key_values is not None:
+            write_states(past_key_values, self.layer_idx, states, num_tokens=hidden_states.shape[1])
+        return out
+
+    @abstractmethod
+    def mix(
+        self, hidden_states: Tensor, *, states: States | None, attention_mask: Tensor | None, seq_idx: Tensor | None
+    ) -> tuple[Tensor, States]:
+        """Mix many tokens: (b, t, d) -> (b, t, d) and the states after the last of them.
+
+        Args:
+            hidden_states: As in :meth:`forward`.
+            states: Those before the first token, or ``None`` at the start. Not changed.
+            attention_mask: As in :meth:`forward`.
+            seq_idx: As in :meth:`forward`, never with ``states``.
+        """
+
+    def step(self, hidden_states: Tensor, states: States) -> Tensor:
+        """Mix one token, (b, d) -> (b, d), bringing ``states`` forward in place. By default through :meth:`mix`."""
+        out, after = self.mix(hidden_states[:, None], states=states, attention_mask=None, seq_idx=None)
+        for own, new in zip(states, after, strict=True):
+            own.copy_(new)
+        return out[:, 0]
+
+    def matrix(
+        self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
+    ) -> Tensor:
+        """Return what stands where the attention matrix stood, (b, h, t, t), as MOHAWK's first stage compares it.
+
+        Raises:
+            ValueError: This mixer has no such matrix.
+        """
+        raise ValueError(f"a {type(self).__name__} has no matrix for each head; match hidden states instead")
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -81,7 +130,22 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def init_from_attention(self, attention: nn.Module) -> None:
-        """Copy what can be copied from an attention module with ``{q,k,v,o}_proj``."""
+        """Copy what can be copied from an attention module with ``{q,k,v,o}_proj``.
+
+        Raises:
+            ValueError: Its heads have no place here.
+        """
+
+    def init_mohawk(self) -> None:
+        """Start neutrally, as before MOHAWK's first stage: open gate, identity convolution.
+
+        Raises:
+            ValueError: This mixer has no such start.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} has no neutral start: nothing opens its gate; use init 'attention' or 'random', "
+            "or the mixer discrete_mamba2"
+        )
 
     @classmethod
     @abstractmethod
@@ -137,19 +201,13 @@ def _fits(value: Any, wanted: Any) -> bool:
     """Is the value of a plain type, or of one of several? Other annotations are left to the mixer."""
     if get_origin(wanted) in (Union, UnionType):
         return any(_fits(value, part) for part in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return any(value == part and type(value) is type(part) for part in get_args(wanted))
     if wanted not in (bool, int, float, str, NoneType):
         return True
     if isinstance(value, bool):
         return wanted is bool
     return isinstance(value, (int, float) if wanted is float else wanted)
-
-
-def attention_output_bias(config: Any) -> bool:
-    """Does the attention of this decoder have a bias on its output projection?
-
-    Other families than these two may carry ``attention_bias`` in their file, but their stock classes ignore it there.
-    """
-    return config.base_model_type in ("llama", "qwen3") and bool(config.attention_bias)
 
 
 def read_states(cache: Cache | None, layer_idx: int) -> States | None:

@@ -11,16 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_thinkfast.mixers import kernels
+from lit_thinkfast.mixers.documents import document_starts
+from lit_thinkfast.mixers.kernels import find_conv, find_conv_step
 
 Rows = tuple[Tensor, Tensor]
-
-
-def document_starts(seq_idx: Tensor) -> Tensor:
-    """Return (b, t) bool: does a document start here? The first token of a row does not count."""
-    starts = torch.zeros_like(seq_idx, dtype=torch.bool)
-    starts[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
-    return starts
 
 
 def _crossing_rows(seq_idx: Tensor, kernel: int) -> list[Rows]:
@@ -83,11 +77,13 @@ class CausalConv1d(nn.Module):
     Args:
         channels: c.
         kernel_size: k, at least 2.
+        kernel: Which operator runs, one of ``kernels.KERNELS``.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int) -> None:
+    def __init__(self, channels: int, *, kernel_size: int, kernel: str = "auto") -> None:
         super().__init__()
         self.kernel_size = kernel_size
+        self.kernel = kernel
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size))
         self.bias = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
@@ -97,6 +93,13 @@ class CausalConv1d(nn.Module):
         bound = self.kernel_size**-0.5
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
+
+    @torch.no_grad()
+    def init_identity(self) -> None:
+        """Let every input pass as it is."""
+        nn.init.zeros_(self.weight)
+        nn.init.ones_(self.weight[:, :, -1])
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, *, seq_idx: Tensor | None = None, initial_state: Tensor | None = None) -> Tensor:
         """Convolve along time.
@@ -109,8 +112,8 @@ class CausalConv1d(nn.Module):
         Returns:
             (b, t, c).
         """
-        if initial_state is None and (fused := kernels.fused_conv(x.device, self.kernel_size)) is not None:
-            return fused(x, self.weight[:, 0], self.bias, seq_idx)
+        if initial_state is None and (other := find_conv(x, self.kernel_size, self.kernel)) is not None:
+            return other(x, self.weight[:, 0], self.bias, seq_idx=seq_idx)
         past = 0
         if initial_state is not None:
             past = self.kernel_size - 1
@@ -124,6 +127,8 @@ class CausalConv1d(nn.Module):
 
     def step(self, x: Tensor, state: Tensor) -> Tensor:
         """Convolve one token and bring ``state`` (b, c, k - 1) forward in place. ``x`` and the result are (b, c)."""
+        if (fused := find_conv_step(x, self.kernel_size, self.kernel)) is not None:
+            return fused(x, state, self.weight[:, 0], self.bias)
         taps = self.weight[:, 0].t().contiguous().to(x.dtype)
         y = torch.addcmul(self.bias.to(x.dtype), x, taps[-1])
         for j in range(self.kernel_size - 1):

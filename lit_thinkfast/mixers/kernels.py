@@ -1,7 +1,8 @@
-"""Fused CUDA kernels of mamba-ssm and causal-conv1d, used only for CUDA tensors and only where they import.
+"""Which operator runs: fused CUDA kernels, ours in torch, or the reference loops.
 
-Everything here returns ``None`` on a CPU, whatever is installed: an import that succeeds says nothing about the device
-that a tensor is on.
+``kernel`` is ``"auto"`` (fused where tensors are on CUDA and the package imports, else torch), ``"torch"`` or
+``"reference"`` (loops over time in float64). On a CPU no fused kernel is ever chosen, whatever is installed: an import
+that succeeds says nothing about the device that a tensor is on. What was chosen on CUDA is logged once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,120 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_thinkfast.mixers.reference import (
+    reference_conv,
+    reference_decay_scan,
+    reference_scan,
+    reference_selective_scan,
+)
+from lit_thinkfast.mixers.scan import chunked_scan, decay_scan, scan_step
+from lit_thinkfast.mixers.selective import selective_scan, selective_step
+
 logger = logging.getLogger(__name__)
+
+KERNELS = ("auto", "torch", "reference")
+Scan = Callable[..., tuple[Tensor, Tensor]]
+
+
+def check_kernel(kernel: str) -> str:
+    """Return ``kernel`` if it is one of ``KERNELS``.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {kernel!r}; use one of {', '.join(KERNELS)}")
+    return kernel
+
+
+def find_conv(x: Tensor, kernel_size: int, kernel: str) -> Callable[..., Tensor] | None:
+    """Return ``conv(x (b t c), weight (c k), bias (c), seq_idx=)`` in the place of ours, or ``None`` to take ours.
+
+    The fused one has at most four taps.
+    """
+    if kernel == "reference":
+        return _in_float64(reference_conv)
+    if not _fused(x.device, kernel) or kernel_size > 4:
+        return None
+    found = _load("causal_conv1d", "causal_conv1d_fn")
+    return None if found is None else functools.partial(_conv, found)
+
+
+def find_conv_step(x: Tensor, kernel_size: int, kernel: str) -> Callable[..., Tensor] | None:
+    """Return ``step(x (b c), state (b c k-1), weight (c k), bias (c))``, in place, or ``None`` to take ours."""
+    if not _fused(x.device, kernel) or kernel_size > 4:
+        return None
+    found = _load("causal_conv1d", "causal_conv1d_update")
+    if found is None:
+        return None
+
+    def step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y: Tensor = found(x.contiguous(), state, weight.to(x.dtype), bias.to(x.dtype))
+        return y
+
+    return step
+
+
+def find_decay_scan(device: torch.device, kernel: str) -> Scan:
+    """Return :func:`decay_scan` or its reference: no fused kernel takes a decay of its own without a division."""
+    return _in_float64(reference_decay_scan) if kernel == "reference" else decay_scan
+
+
+def find_scan(device: torch.device, kernel: str) -> Scan:
+    """Return a function with the signature of :func:`chunked_scan`."""
+    if kernel == "reference":
+        return _in_float64(reference_scan)
+    if not _fused(device, kernel):
+        return chunked_scan
+    found = _load("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
+    return chunked_scan if found is None else functools.partial(_scan, found)
+
+
+def find_selective_scan(device: torch.device, kernel: str, *, fresh: bool) -> Scan:
+    """Return a function with the signature of :func:`selective_scan`.
+
+    Args:
+        device: Of the tensors.
+        kernel: One of ``KERNELS``.
+        fresh: One document a row, from a state of zeros: all that the fused kernel knows.
+    """
+    if kernel == "reference":
+        return _in_float64(reference_selective_scan)
+    if not _fused(device, kernel) or not fresh:
+        return selective_scan
+    found = _load("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+    return selective_scan if found is None else functools.partial(_selective_scan, found)
+
+
+def find_scan_step(device: torch.device, kernel: str) -> Callable[..., Tensor]:
+    """Return a function with the signature of :func:`scan_step`."""
+    if not _fused(device, kernel):
+        return scan_step
+    found = _load("mamba_ssm.ops.triton.selective_state_update", "selective_state_update")
+    return scan_step if found is None else functools.partial(_scan_step, found)
+
+
+def find_selective_step(device: torch.device, kernel: str) -> Callable[..., Tensor]:
+    """Return a function with the signature of :func:`selective_step`."""
+    if not _fused(device, kernel):
+        return selective_step
+    found = _load("mamba_ssm.ops.triton.selective_state_update", "selective_state_update")
+    return selective_step if found is None else functools.partial(_selective_step, found)
+
+
+def find_varlen_attention(query: Tensor) -> Callable[..., Tensor] | None:
+    """Return ``attention(q (n h p), k, v (n kv_heads p), edges (docs + 1), longest, scale=, dropout=)`` over documents.
+
+    ``None`` off CUDA, for types other than the two of 16 bits, and where flash-attn is not installed.
+    """
+    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    found = _load("flash_attn", "flash_attn_varlen_func")
+    return None if found is None else functools.partial(_varlen_attention, found)
+
+
+def _fused(device: torch.device, kernel: str) -> bool:
+    return device.type == "cuda" and kernel == "auto"
 
 
 @functools.cache
@@ -24,60 +138,152 @@ def _load(module: str, name: str) -> Callable[..., Any] | None:
     except Exception as error:
         logger.warning("%s.%s is not usable (%s); the slower torch path runs instead", module, name, error)
         return None
+    logger.info("%s.%s runs on CUDA", module, name)
     return found
 
 
-def fused_conv(
-    device: torch.device, kernel_size: int
-) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
-    """Return ``conv(x (b t c), weight (c k), bias (c), seq_idx (b t))``, or ``None`` off CUDA and beyond four taps."""
-    if device.type != "cuda" or kernel_size > 4 or (kernel := _load("causal_conv1d", "causal_conv1d_fn")) is None:
-        return None
+def _in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a reference in float64, and give its results in the type of the first argument."""
 
-    def conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None) -> Tensor:
-        documents = None if seq_idx is None else seq_idx.to(torch.int32).contiguous()
-        if x.stride(1) % 8 or x.stride(0) % 8:
-            # The kernel reads eight channels at once; rows cut from a wider projection may begin anywhere.
-            x = x.contiguous()
-        y: Tensor = kernel(x.transpose(1, 2), weight.to(x.dtype), bias.to(x.dtype), seq_idx=documents)
-        return y.transpose(1, 2)
+    def wide(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return conv
+    def run(first: Tensor, *rest: Any, chunk_size: int | None = None, **options: Any) -> Any:
+        out = function(wide(first), *map(wide, rest), **{name: wide(value) for name, value in options.items()})
+        return out.to(first.dtype) if isinstance(out, Tensor) else tuple(part.to(first.dtype) for part in out)
+
+    return run
 
 
-def fused_scan(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """Return a function with the signature of :func:`lit_thinkfast.mixers.scan.chunked_scan`, or ``None`` off CUDA."""
-    if device.type != "cuda":
-        return None
-    kernel = _load("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
-    if kernel is None:
-        return None
+def _conv(kernel: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor, *, seq_idx: Tensor | None) -> Tensor:
+    if x.stride(1) % 8 or x.stride(0) % 8:
+        # The kernel reads eight channels at once; rows cut from a wider projection may begin anywhere.
+        x = x.contiguous()
+    documents = _documents(seq_idx)
+    y: Tensor = kernel(x.transpose(1, 2), weight.to(x.dtype), bias.to(x.dtype), seq_idx=documents)
+    return y.transpose(1, 2)
 
-    def scan(
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        *,
-        D: Tensor | None = None,
-        seq_idx: Tensor | None = None,
-        initial_state: Tensor | None = None,
-        chunk_size: int = 256,
-    ) -> tuple[Tensor, Tensor]:
-        documents = None if seq_idx is None else seq_idx.to(torch.int32).contiguous()
-        y, state = kernel(
-            x,
-            dt,
-            A,
-            B,
-            C,
-            chunk_size=max(chunk_size, 256),
-            D=D,
-            seq_idx=documents,
-            initial_states=initial_state,
-            return_final_states=True,
-        )
-        return y, state
 
-    return scan
+def _scan(
+    kernel: Callable[..., Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 256,
+) -> tuple[Tensor, Tensor]:
+    y, state = kernel(
+        x,
+        dt,
+        A,
+        B,
+        C,
+        chunk_size=max(chunk_size, 256),
+        D=D,
+        seq_idx=_documents(seq_idx),
+        initial_states=initial_state,
+        return_final_states=True,
+    )
+    return y, state
+
+
+def _selective_scan(
+    kernel: Callable[..., Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    rows = [part.transpose(1, 2).contiguous() for part in (x, dt)]
+    grouped = [part.permute(0, 2, 3, 1).contiguous() for part in (B, C)]
+    y, state = kernel(rows[0], rows[1], A, grouped[0], grouped[1], D=D, return_last_state=True)
+    return y.transpose(1, 2), state
+
+
+def _scan_step(
+    kernel: Callable[..., Any],
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+) -> Tensor:
+    # Strides of zero where a value is one for a whole head tell the kernel so.
+    y: Tensor = kernel(
+        state,
+        x,
+        dt[..., None].expand_as(x),
+        A[:, None, None].expand(state.shape[1:]),
+        B,
+        C,
+        D=None if D is None else D[:, None].expand(state.shape[1:3]),
+    )
+    return y
+
+
+def _selective_step(
+    kernel: Callable[..., Any],
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+) -> Tensor:
+    # The kernel shares B and C among the channels of a head: a group is a head, its channels are the head's width.
+    shape = (B.shape[1], -1)
+    y: Tensor = kernel(
+        state.unflatten(1, shape),
+        x.unflatten(1, shape),
+        dt.unflatten(1, shape),
+        A.unflatten(0, shape),
+        B,
+        C,
+        D=None if D is None else D.unflatten(0, shape),
+    )
+    return y.flatten(1)
+
+
+def _varlen_attention(
+    kernel: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edges: Tensor,
+    longest: int,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    out: Tensor = kernel(
+        query,
+        key,
+        value,
+        cu_seqlens_q=edges,
+        cu_seqlens_k=edges,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        dropout_p=dropout,
+        softmax_scale=scale,
+        causal=True,
+    )
+    return out
+
+
+def _documents(seq_idx: Tensor | None) -> Tensor | None:
+    return None if seq_idx is None else seq_idx.to(torch.int32).contiguous()

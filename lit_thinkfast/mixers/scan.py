@@ -1,8 +1,9 @@
-"""The Mamba-2 recurrence in chunks, for training and prefill, and one step in place, for decoding. Pure torch.
+"""The recurrence of heads with one decay each: in chunks for training and prefill, one step for decoding. Pure torch.
 
-Within a chunk the recurrence is a masked matrix product, between chunks a short loop over states (the SSD algorithm,
-arXiv:2405.21060, sec. 6). Decays are kept as logarithms until the last moment and masked *before* the exponential, so
-nothing overflows. Shapes and symbols as in ``reference.py``, which holds the twin of each function.
+``h_t = exp(log_decay_t) h_{t-1} + x_t B_t^T``, ``y_t = h_t C_t``: Mamba-2 is the case of ``dt x`` and ``dt A``,
+discrete Mamba-2 that of a decay of its own. Within a chunk the recurrence is a masked matrix product, between chunks a
+short loop over states (the SSD algorithm, arXiv:2405.21060, sec. 6). Decays are kept as logarithms until the last
+moment and masked *before* the exponential, so nothing overflows. Symbols as in ``reference.py``, which holds the twins.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_thinkfast.mixers.conv import document_starts
+from lit_thinkfast.mixers.documents import document_starts
 
 
 class _PassStates(torch.autograd.Function):
@@ -41,29 +42,25 @@ class _PassStates(torch.autograd.Function):
         return grad_new, grad_decay, grad
 
 
-def chunked_scan(
+def decay_scan(
     x: Tensor,
-    dt: Tensor,
-    A: Tensor,
+    log_decay: Tensor,
     B: Tensor,
     C: Tensor,
     *,
-    D: Tensor | None = None,
     seq_idx: Tensor | None = None,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence of :func:`lit_thinkfast.mixers.reference.reference_scan` in chunks.
+    """Run the recurrence of :func:`lit_thinkfast.mixers.reference.reference_decay_scan` in chunks.
 
     Costs O(t (chunk_size + n) p) a head, and temporaries of b t h chunk_size elements. Any length t will do.
 
     Args:
         x: (b, t, h, p).
-        dt: (b, t, h), step after softplus; zero leaves the state as it is.
-        A: (h,), negative.
+        log_decay: (b, t, h), at most zero; zero keeps the state.
         B: (b, t, h, n).
         C: (b, t, h, n).
-        D: (h,), or ``None``.
         seq_idx: (b, t); the state restarts from zero where it changes.
         initial_state: (b, h, p, n), the state before the first token.
         chunk_size: Tokens a chunk.
@@ -82,12 +79,12 @@ def chunked_scan(
         chunks: Tensor = value.unflatten(1, (-1, chunk))
         return chunks.transpose(2, 3).contiguous()
 
-    xs, Bs, Cs = split(x * dt[..., None]), split(B), split(C)
-    log_decay = split((dt * A)[..., None])[..., 0].cumsum(-1)
+    xs, Bs, Cs = split(x), split(B), split(C)
+    cumulative = split(log_decay[..., None])[..., 0].cumsum(-1)
 
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    to_end = log_decay[..., -1:] - log_decay
-    from_start, whole = log_decay, log_decay[..., -1]
+    to_end = cumulative[..., -1:] - cumulative
+    from_start, whole = cumulative, cumulative[..., -1]
     if seq_idx is not None:
         document = document_starts(seq_idx).cumsum(1)
         document = torch.cat([document, document[:, -1:].expand(-1, missing)], dim=1)
@@ -99,22 +96,93 @@ def chunked_scan(
         from_start = from_start.masked_fill(document != before, never)
         whole = whole.masked_fill(document[..., -1] != before[..., 0], never)
 
-    decay = (log_decay[..., :, None] - log_decay[..., None, :]).masked_fill_(~causal, -torch.inf).exp_()
+    decay = (cumulative[..., :, None] - cumulative[..., None, :]).masked_fill_(~causal, -torch.inf).exp_()
     y = (Cs @ Bs.mT * decay) @ xs
     new = (Bs * to_end.exp()[..., None]).mT @ xs  # (b, chunks, h, n, p)
     first = new.new_zeros(batch, heads, size, width) if initial_state is None else initial_state.to(new.dtype).mT
     starts, last = _PassStates.apply(new, whole.exp(), first)
     y = y + (Cs * from_start.exp()[..., None]) @ starts
     y = y.transpose(2, 3).reshape(batch, -1, heads, width)[:, :time]
-    if D is not None:
-        y = torch.addcmul(y, x, D[:, None])
     return y, last.mT
 
 
-def scan_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor | None) -> Tensor:
+def decay_matrix(log_decay: Tensor, B: Tensor, C: Tensor, *, seq_idx: Tensor | None = None) -> Tensor:
+    """Return the matrix of the recurrence: ``y[:, l, h] = sum_s M[:, h, l, s] x[:, s, h]`` from a state of zeros.
+
+    ``M[l, s] = (C_l . B_s) exp(sum_{s < k <= l} log_decay_k)`` for ``s <= l`` within one document, else 0.
+
+    Args:
+        log_decay: (b, t, h).
+        B: (b, t, h, n).
+        C: (b, t, h, n).
+        seq_idx: (b, t) documents.
+
+    Returns:
+        (b, h, t, t).
+    """
+    time = log_decay.shape[1]
+    cumulative = log_decay.transpose(1, 2).cumsum(-1)
+    seen = torch.ones(time, time, dtype=torch.bool, device=B.device).tril()
+    if seq_idx is not None:
+        document = document_starts(seq_idx).cumsum(1)[:, None]
+        seen = seen & (document[..., :, None] == document[..., None, :])
+    decay = (cumulative[..., :, None] - cumulative[..., None, :]).masked_fill(~seen, -torch.inf).exp()
+    return torch.einsum("blhn,bshn->bhls", C, B) * decay
+
+
+def decay_step(state: Tensor, x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Bring ``state`` (b, h, p, n) forward by one token, in place, and return y (b, h, p).
 
     The decay is one number a head: it is applied as such, never expanded to the size of the state.
+
+    Args:
+        state: Overwritten.
+        x: (b, h, p).
+        log_decay: (b, h).
+        B: (b, h, n).
+        C: (b, h, n).
+    """
+    state.mul_(torch.exp(log_decay)[..., None, None])
+    state.addcmul_(x[..., None], B[..., None, :])
+    return (state * C[..., None, :]).sum(-1)  # on a CPU twice as fast as so many small matrix-vector products
+
+
+def chunked_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Run the Mamba-2 recurrence, :func:`lit_thinkfast.mixers.reference.reference_scan`, in chunks.
+
+    Args:
+        x: (b, t, h, p).
+        dt: (b, t, h), step after softplus; zero leaves the state as it is.
+        A: (h,), negative.
+        B: (b, t, h, n).
+        C: (b, t, h, n).
+        D: (h,), or ``None``.
+        seq_idx: (b, t); the state restarts from zero where it changes.
+        initial_state: (b, h, p, n), the state before the first token.
+        chunk_size: Tokens a chunk.
+
+    Returns:
+        y (b, t, h, p) and the last state (b, h, p, n).
+    """
+    y, last = decay_scan(
+        x * dt[..., None], dt * A, B, C, seq_idx=seq_idx, initial_state=initial_state, chunk_size=chunk_size
+    )
+    return (y if D is None else torch.addcmul(y, x, D[:, None])), last
+
+
+def scan_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor | None) -> Tensor:
+    """Bring the Mamba-2 ``state`` (b, h, p, n) forward by one token, in place, and return y (b, h, p).
 
     Args:
         state: Overwritten.
@@ -125,8 +193,5 @@ def scan_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
         C: (b, h, n).
         D: (h,), or ``None``.
     """
-    decay = torch.exp(dt * A)
-    state.mul_(decay[..., None, None])
-    state.addcmul_((x * dt[..., None])[..., None], B[..., None, :])
-    y = (state * C[..., None, :]).sum(-1)  # on a CPU twice as fast as so many small matrix-vector products
+    y = decay_step(state, x * dt[..., None], dt * A, B, C)
     return y if D is None else torch.addcmul(y, x, D[:, None])

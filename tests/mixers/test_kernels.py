@@ -6,7 +6,8 @@ from torch.nn.functional import softplus
 
 from lit_thinkfast.mixers import kernels
 from lit_thinkfast.mixers.conv import CausalConv1d
-from lit_thinkfast.mixers.scan import chunked_scan
+from lit_thinkfast.mixers.scan import chunked_scan, scan_step
+from lit_thinkfast.mixers.selective import selective_scan, selective_step
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 28 + [2] * 31, [0] * 40 + [1] * 24])
@@ -17,9 +18,24 @@ def draw(*shape, seed):
 
 
 def test_a_cpu_never_gets_a_fused_kernel():
-    cpu = torch.device("cpu")
-    assert kernels.fused_scan(cpu) is None
-    assert kernels.fused_conv(cpu, 4) is None
+    cpu, x = torch.device("cpu"), torch.zeros(1, 2, 8)
+    assert kernels.find_conv(x, 4, "auto") is None
+    assert kernels.find_conv_step(x[:, 0], 4, "auto") is None
+    assert kernels.find_scan(cpu, "auto") is chunked_scan
+    assert kernels.find_selective_scan(cpu, "auto", fresh=True) is selective_scan
+    assert kernels.find_scan_step(cpu, "auto") is scan_step
+    assert kernels.find_selective_step(cpu, "auto") is selective_step
+    assert kernels.find_varlen_attention(x.bfloat16()) is None
+
+
+def test_only_auto_takes_a_fused_kernel():
+    """CUDA is named, not used: what is asked for decides before anything is loaded."""
+    cuda = torch.device("cuda")
+    assert kernels.find_scan(cuda, "torch") is chunked_scan
+    assert kernels.find_selective_scan(cuda, "torch", fresh=True) is selective_scan
+    assert kernels.find_selective_scan(cuda, "auto", fresh=False) is selective_scan, "it knows no documents or states"
+    with pytest.raises(ValueError, match="unknown kernel 'triton'; use one of auto, torch, reference"):
+        kernels.check_kernel("triton")
 
 
 class TestOnGpu:
@@ -29,8 +45,7 @@ class TestOnGpu:
     @pytest.mark.parametrize("packed", [False, True])
     def test_conv(self, channels, packed):
         """Values and gradients, for rows cut from a wider projection at any place."""
-        fused = kernels.fused_conv(torch.device("cuda"), 4)
-        if fused is None:
+        if kernels.find_conv(torch.zeros(1, device="cuda"), 4, "auto") is None:
             pytest.skip("causal-conv1d is not installed")
         conv, wide = CausalConv1d(channels, kernel_size=4), draw(2, 64, channels + 9, seed=0)
         seq_idx = DOCUMENTS if packed else None
@@ -46,8 +61,8 @@ class TestOnGpu:
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_scan(self, packed):
-        fused = kernels.fused_scan(torch.device("cuda"))
-        if fused is None:
+        fused = kernels.find_scan(torch.device("cuda"), "auto")
+        if fused is chunked_scan:
             pytest.skip("mamba-ssm is not installed")
         x, B, C = (draw(2, 64, 4, 32, seed=s) for s in range(3))
         dt, A, D = softplus(draw(2, 64, 4, seed=3)), -torch.arange(1.0, 5.0), draw(4, seed=4)
