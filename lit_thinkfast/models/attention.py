@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from lit_thinkfast.mixers.base import attention_output_bias
-from lit_thinkfast.mixers.conv import document_starts
+from lit_thinkfast.mixers.documents import document_starts
+from lit_thinkfast.mixers.heads import attention_input_bias, attention_output_bias
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -136,9 +136,7 @@ class HybridAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
-        family = config.base_model_type
-        output_bias = attention_output_bias(config)
-        input_bias = family == "qwen2" or output_bias
+        input_bias, output_bias = attention_input_bias(config), attention_output_bias(config)
         inner, kv_inner = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_inner, bias=input_bias)
@@ -146,7 +144,7 @@ class HybridAttention(nn.Module):
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=output_bias)
         self.q_norm: nn.Module | None = None
         self.k_norm: nn.Module | None = None
-        if family == "qwen3":
+        if config.base_model_type == "qwen3":
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from lit_thinkfast.mixers.base import ATTENTION, MIXERS
+from lit_thinkfast.mixers.kernels import check_kernel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Decoder families that share the Llama layout. SmolLM and SmolLM2 are of the family ``llama``."""
@@ -22,13 +23,16 @@ class HybridConfig(PreTrainedConfig):
         base_model_type: Family of the teacher, one of ``FAMILIES``.
         layer_mixers: One name a layer: ``"attention"`` or a key of ``MIXERS``. All attention if not given.
         mixer_options: Options of each kind of mixer, for example ``{"mamba2": {"d_conv": 4}}``.
+        kernel: Which operators mixers run: ``"auto"`` (fused on CUDA where installed, else torch), ``"torch"``, or
+            ``"reference"``, loops over time in float64. Not saved: it belongs to a run, as in
+            ``from_pretrained(folder, kernel="torch")``.
         layer_types: Derived: what each layer keeps in a cache, in the words of transformers.
 
     The other attributes are those of the teacher's configuration.
 
     Raises:
-        ValueError: Unknown family, ``layer_mixers`` of the wrong length, options of what is no mixer, or one of these
-            names without its s.
+        ValueError: Unknown family or kernel, ``layer_mixers`` of the wrong length, options of what is no mixer, or one
+            of these names without its s.
     """
 
     model_type = "lit_thinkfast_hybrid"
@@ -37,6 +41,7 @@ class HybridConfig(PreTrainedConfig):
     base_model_type: str = "llama"
     layer_mixers: list[str] | None = None
     mixer_options: dict[str, dict[str, Any]] | None = None
+    kernel: str = "auto"
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -64,6 +69,7 @@ class HybridConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.base_model_type not in FAMILIES:
             raise ValueError(f"unknown model family {self.base_model_type!r}; known: {', '.join(FAMILIES)}")
+        check_kernel(self.kernel)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -86,6 +92,26 @@ class HybridConfig(PreTrainedConfig):
             raise ValueError(f"a configuration has no {misspelt[0]!r}; write {misspelt[0] + 's'!r}")
         self.layer_types = self._cache_types()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def published(cls, name: str) -> HybridConfig:
+        """Return the configuration of a published model.
+
+        Args:
+            name: llama32_1b, llama32_3b, mamba_in_llama_1b, mamba_in_llama_3b, llamba_1b, llamba_3b or llamba_8b.
+
+        Raises:
+            ValueError: No such name.
+        """
+        from lit_thinkfast.models.published import published_config
+
+        return published_config(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is saved: everything but the choice of operators of this run."""
+        values: dict[str, Any] = super().to_dict()
+        values.pop("kernel", None)
+        return values
 
     def _cache_types(self) -> list[str]:
         """Which kind of cache each layer needs. A sliding window is the teacher's choice a layer, where it made one."""

@@ -10,17 +10,20 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lit_thinkfast.mixers import ATTENTION, Mixer, mixer_class
+from lit_thinkfast.mixers import ATTENTION, Mixer
 from lit_thinkfast.mixers.base import check_options
 from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
+from lit_thinkfast.models.layers import plan_layers
 from lit_thinkfast.models.loading import load_stock, load_tokenizer
 from lit_thinkfast.models.modeling import HybridForCausalLM
+
+Init = Literal["attention", "mohawk", "random"]
 
 _NOT_TAKEN_OVER = (
     "model_type",
@@ -37,10 +40,11 @@ def convert(
     teacher: PreTrainedModel | str | os.PathLike[str],
     *,
     layer_mixers: list[str] | None = None,
-    attention_layers: Sequence[int] | None = None,
+    attention_layers: Sequence[int] | Literal["published"] | None = None,
+    attention_every: int | None = None,
     attention_ratio: float | None = None,
     mixer: str = "mamba2",
-    init: Literal["attention", "random"] = "attention",
+    init: Init = "attention",
     mixer_options: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> HybridForCausalLM:
@@ -49,13 +53,16 @@ def convert(
     Args:
         teacher: A Llama-family causal language model, or its folder or hub id. It is not changed. It may be a student:
             layers that have the same mixer in both keep it with its weights, so that attention can go step by step.
-        layer_mixers: One name a layer, ``"attention"`` or a mixer's. Excludes the next two.
-        attention_layers: Layers that keep attention, from 0; an empty list keeps none. Excludes ``attention_ratio``.
+        layer_mixers: One name a layer, ``"attention"`` or a mixer's. Excludes the next three.
+        attention_layers: Layers that keep attention, from 0; an empty list keeps none, ``"published"`` those of the
+            paper's hybrid of this depth. To choose them by measurement: ``lit_thinkfast.distill.sensitivity``.
+        attention_every: Every so many layers, the last keeps attention.
         attention_ratio: Share of layers, 0 to 1, that keep attention, spread evenly, the last of each group. Without
-            any of the three no layer keeps attention, unless ``mixer`` is ``"attention"``.
+            any of the four no layer keeps attention, unless ``mixer`` is ``"attention"``.
         mixer: What the other layers get.
-        init: ``"attention"`` starts mixers from the attention weights, ``"random"`` from scratch; either way all
-            other weights are the teacher's.
+        init: ``"attention"`` starts mixers from the attention weights (arXiv:2408.15237, Algorithm 1), ``"mohawk"``
+            neutrally, with an open gate and an identity convolution, as before MOHAWK's first stage, ``"random"`` from
+            scratch; always, all other weights are the teacher's.
         mixer_options: Options of ``mixer``; of a student, those that are not given stay as they are. Mixers that it
             keeps keep their weights, so that initial values are for the new ones and other shapes are refused.
         seed: Of the parameters that are new.
@@ -68,15 +75,16 @@ def convert(
         ValueError: Unknown mixer or option, a layer out of range, contradicting arguments, a layer that needs the
             attention it has lost, or a teacher that is not a causal language model of a known family.
     """
-    if init not in ("attention", "random"):
-        raise ValueError(f"unknown initialisation {init!r}; known: attention, random")
+    if init not in get_args(Init):
+        raise ValueError(f"unknown initialisation {init!r}; known: {', '.join(get_args(Init))}")
     if not isinstance(teacher, PreTrainedModel):
         teacher = load_stock(teacher, dtype=None)
     family = check_teacher(teacher)
-    names = _plan(
+    names = plan_layers(
         teacher.config.num_hidden_layers,
         layer_mixers=layer_mixers,
         attention_layers=attention_layers,
+        attention_every=attention_every,
         attention_ratio=attention_ratio,
         mixer=mixer,
     )
@@ -108,10 +116,11 @@ def convert_folder(
     out: str | os.PathLike[str],
     *,
     layer_mixers: list[str] | None = None,
-    attention_layers: Sequence[int] | None = None,
+    attention_layers: Sequence[int] | Literal["published"] | None = None,
+    attention_every: int | None = None,
     attention_ratio: float | None = None,
     mixer: str = "mamba2",
-    init: Literal["attention", "random"] = "attention",
+    init: Init = "attention",
     mixer_options: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> HybridForCausalLM:
@@ -122,6 +131,7 @@ def convert_folder(
         out: Folder to write. It appears whole or not at all; one that is there and not empty is not touched.
         layer_mixers: As in :func:`convert`.
         attention_layers: As in :func:`convert`.
+        attention_every: As in :func:`convert`.
         attention_ratio: As in :func:`convert`.
         mixer: As in :func:`convert`.
         init: As in :func:`convert`.
@@ -138,6 +148,7 @@ def convert_folder(
         teacher,
         layer_mixers=layer_mixers,
         attention_layers=attention_layers,
+        attention_every=attention_every,
         attention_ratio=attention_ratio,
         mixer=mixer,
         init=init,
@@ -218,37 +229,6 @@ def check_teacher(teacher: PreTrainedModel) -> str:
     return str(family)
 
 
-def _plan(
-    num_layers: int,
-    *,
-    layer_mixers: list[str] | None,
-    attention_layers: Sequence[int] | None,
-    attention_ratio: float | None,
-    mixer: str,
-) -> list[str]:
-    """Return one mixer name a layer."""
-    if mixer != ATTENTION:
-        mixer_class(mixer)
-    given = [v is not None for v in (layer_mixers, attention_layers, attention_ratio)]
-    if sum(given) > 1:
-        raise ValueError("layer_mixers, attention_layers and attention_ratio exclude each other; give one of them")
-    if layer_mixers is not None:
-        if len(layer_mixers) != num_layers:
-            raise ValueError(f"layer_mixers names {len(layer_mixers)} layers, but the teacher has {num_layers}")
-        for name in set(layer_mixers) - {ATTENTION}:
-            mixer_class(name)
-        return list(layer_mixers)
-    if attention_ratio is not None:
-        if not 0 <= attention_ratio <= 1:
-            raise ValueError(f"attention_ratio {attention_ratio} is not between 0 and 1")
-        count = round(attention_ratio * num_layers)
-        attention_layers = [(i + 1) * num_layers // count - 1 for i in range(count)]
-    if wrong := [i for i in attention_layers or [] if not 0 <= i < num_layers]:
-        raise ValueError(f"attention layer {wrong[0]} does not exist; the teacher has layers 0 to {num_layers - 1}")
-    kept = set(attention_layers or [])
-    return [ATTENTION if i in kept else mixer for i in range(num_layers)]
-
-
 def _check_attention_left(before: list[str], after: list[str], *, init: str) -> None:
     """Raise ``ValueError`` if a layer of a student needs the attention that it has lost already."""
     for i, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -258,12 +238,12 @@ def _check_attention_left(before: list[str], after: list[str], *, init: str) -> 
         if new == ATTENTION:
             raise ValueError(f"{lost} to go back to; convert the model that still has it")
         if init == "attention":
-            raise ValueError(f"{lost} to start {new} from; use init 'random'")
+            raise ValueError(f"{lost} to start {new} from; use init 'mohawk' or 'random'")
 
 
 @torch.no_grad()
 def _copy_weights(teacher: PreTrainedModel, student: HybridForCausalLM, *, init: str) -> None:
-    """Copy all weights that both have; start mixers from the attention that they replace if ``init`` says so.
+    """Copy all weights that both have, and start the mixers that are new as ``init`` says.
 
     Raises:
         ValueError: A weight has no counterpart, or one of another shape.
@@ -290,6 +270,9 @@ def _copy_weights(teacher: PreTrainedModel, student: HybridForCausalLM, *, init:
     student.tie_weights()
     for old, new in layers:
         mixer: nn.Module | None = getattr(new, "mixer", None)
-        attention: nn.Module | None = getattr(old, "self_attn", None)
-        if isinstance(mixer, Mixer) and attention is not None and init == "attention":
-            mixer.init_from_attention(attention)
+        if not isinstance(mixer, Mixer) or type(getattr(old, "mixer", None)) is type(mixer):
+            continue
+        if init == "attention":
+            mixer.init_from_attention(old.self_attn)
+        elif init == "mohawk":
+            mixer.init_mohawk()

@@ -19,7 +19,9 @@ from transformers.utils import can_return_tuple
 
 from lit_thinkfast.mixers import ATTENTION, Mixer, mixer_class
 from lit_thinkfast.mixers.base import check_options
-from lit_thinkfast.mixers.conv import CausalConv1d, document_starts
+from lit_thinkfast.mixers.conv import CausalConv1d
+from lit_thinkfast.mixers.documents import document_starts
+from lit_thinkfast.mixers.kernels import check_kernel
 from lit_thinkfast.mixers.mamba2 import GatedHeadNorm
 from lit_thinkfast.models.attention import HybridAttention, Visibility, visibility
 from lit_thinkfast.models.cache import GrowingCache, HybridCache
@@ -99,7 +101,6 @@ class HybridPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["HybridDecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "mixer.D"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -117,12 +118,15 @@ class HybridModel(HybridPreTrainedModel):
         config: The configuration.
 
     Raises:
-        ValueError: A layer names an unknown mixer or gives it an unknown option.
+        ValueError: A layer names an unknown mixer or gives it an unknown option, or an unknown kernel.
     """
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
+        check_kernel(config.kernel)  # ``from_pretrained(folder, kernel=...)`` sets it behind the configuration's back
         self._is_stateful = _is_stateful(config)
+        mixers = {mixer_class(name) for name in config.layer_mixers or [] if name != ATTENTION}
+        self._keep_in_fp32_modules_strict = {f"mixer.{name}" for mixer in mixers for name in mixer.full_precision}
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(HybridDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)

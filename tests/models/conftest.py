@@ -6,6 +6,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 
 from lit_thinkfast.models import convert
 
+collect_ignore = ["outside_mixer.py"]  # whose import adds a mixer
+
 SIZES = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -37,7 +39,12 @@ CONFIGS = {
     "qwen2": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=6, max_window_layers=1),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
 }
-LAYOUTS = {"hybrid": [1], "recurrent": [], "attention": [0, 1, 2]}
+ATTENTION_LAYERS = {"hybrid": [1], "recurrent": [], "attention": [0, 1, 2]}
+LAYOUTS = (
+    "hybrid", "recurrent", "attention",
+    "hybrid mamba1", "recurrent mamba1", "hybrid discrete_mamba2", "recurrent discrete_mamba2",
+)  # fmt: skip
+OPTIONS = {"mamba1": {"d_state": 4}}
 
 
 def make_teacher(family="llama", dtype=torch.float32):
@@ -51,14 +58,22 @@ def make_teacher(family="llama", dtype=torch.float32):
 
 
 def make_student(layout="hybrid", dtype=torch.float32, family="llama"):
-    return convert(make_teacher(family, dtype), attention_layers=LAYOUTS[layout])
+    """A student by the name of its layout; its mixer is mamba2 unless a second word says another."""
+    layers, _, mixer = layout.partition(" ")
+    mixer = mixer or "mamba2"
+    return convert(
+        make_teacher(family, dtype),
+        attention_layers=ATTENTION_LAYERS[layers],
+        mixer=mixer,
+        mixer_options=OPTIONS.get(mixer),
+    )
 
 
 def tokens(*shape, seed=0):
     return torch.randint(3, 50, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=list(LAYOUTS))
+@pytest.fixture(params=LAYOUTS)
 def layout(request):
     return request.param
 

@@ -18,11 +18,15 @@ def test_options_of_unused_mixers_and_keys_of_teachers_stay():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mixer_options": {"mmba2": {"d_conv": 3}}}, "'mmba2', which is no mixer; known: mamba2"),
+        (
+            {"mixer_options": {"mmba2": {"d_conv": 3}}},
+            "'mmba2', which is no mixer; known: discrete_mamba2, mamba1, mamba2",
+        ),
         ({"mixer_options": {"attention": {"d_conv": 3}}}, "'attention', which is no mixer"),
         ({"layer_mixer": ["mamba2", "mamba2"]}, "no 'layer_mixer'; write 'layer_mixers'"),
         ({"mixer_option": {"mamba2": {}}}, "no 'mixer_option'; write 'mixer_options'"),
         ({"layer_mixers": ["mamba2"]}, "names 1 layers, but the model has 2"),
+        ({"kernel": "fast"}, "unknown kernel 'fast'; use one of auto, torch, reference"),
         ({"base_model_type": "bert"}, "unknown model family 'bert'"),
     ],
 )

@@ -19,6 +19,7 @@ from transformers import (
 
 from lit_thinkfast.mixers import MIXERS
 from lit_thinkfast.models import HybridForCausalLM, convert, convert_folder, load_model, load_tokenizer
+from lit_thinkfast.models.layers import plan_layers
 
 
 def write_tokenizer(folder):
@@ -67,27 +68,6 @@ def test_attention_initialisation_puts_each_weight_in_its_rows(helpers, family):
         assert torch.equal(value, teacher.state_dict()[name])
 
 
-def test_linear_attention_identity(helpers):
-    """Identity convolution, gate open, decay one, step one, D zero, no norm: causal linear attention without RoPE."""
-    teacher = helpers.teacher(dtype=torch.float64)
-    mixer, attention = convert(teacher).model.layers[0].mixer, teacher.model.layers[0].self_attn
-    u = torch.randn(2, 13, 32, dtype=torch.float64)
-    _, xBC, _ = mixer.in_proj(u).split(mixer._splits(), dim=-1)
-    v, k, q = mixer._heads(xBC)
-    from lit_thinkfast.mixers.scan import chunked_scan
-
-    y, _ = chunked_scan(v, torch.ones(2, 13, 4).double(), torch.zeros(4).double(), k, q, chunk_size=4)
-    actual = mixer.out_proj(y.flatten(2))
-
-    def heads(projection, count):
-        return projection(u).view(2, 13, count, 8).repeat_interleave(4 // count, dim=2)
-
-    queries, keys, values = heads(attention.q_proj, 4), heads(attention.k_proj, 2), heads(attention.v_proj, 2)
-    scores = torch.einsum("bthn,bshn->bhts", queries, keys).tril()
-    expected = attention.o_proj(torch.einsum("bhts,bshp->bthp", scores, values).flatten(2))
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
 def test_layer_choice(helpers):
     teacher = helpers.teacher()
 
@@ -102,6 +82,65 @@ def test_layer_choice(helpers):
     assert kept(attention_ratio=1 / 3) == [2]
     assert kept(attention_ratio=1.0) == [0, 1, 2]
     assert kept(layer_mixers=["mamba2", "attention", "mamba2"]) == [1]
+    assert kept(attention_every=1) == [0, 1, 2]
+    assert kept(attention_every=2) == [1]
+    with pytest.raises(ValueError, match="no hybrid of 3 layers has been published, only of 16 and 28"):
+        kept(attention_layers="published")
+
+
+def test_published_layers():
+    def kept(num_layers, **options):
+        return [i for i, name in enumerate(plan_layers(num_layers, mixer="mamba1", **options)) if name == "attention"]
+
+    assert kept(16, attention_layers="published") == kept(16, attention_every=4) == [3, 7, 11, 15]
+    assert kept(28, attention_layers="published") == [3, 8, 13, 18, 23, 27]
+    assert kept(32, attention_every=8) == kept(32, attention_ratio=0.125) == [7, 15, 23, 31]
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_biases_go_along(helpers, mixer):
+    """Mixers have biases where the attention that they replace has them, and start from them."""
+    options = {"d_state": 4} if mixer == "mamba1" else None
+    assert convert(helpers.teacher(), mixer=mixer, mixer_options=options).model.layers[0].mixer.in_proj.bias is None
+    for family, output in (("qwen2", False), ("llama_bias", True)):
+        teacher = helpers.teacher(family)
+        new, old = (
+            convert(teacher, mixer=mixer, mixer_options=options).model.layers[0].mixer,
+            teacher.model.layers[0].self_attn,
+        )
+        weights, biases = new.in_proj.weight, new.in_proj.bias
+        for source in (old.q_proj, old.k_proj, old.v_proj):
+            rows = [(weights == row).all(-1).nonzero()[:, 0] for row in source.weight]
+            assert all(len(row) >= 1 for row in rows)
+            assert all((biases[row] == bias).all() for row, bias in zip(rows, source.bias, strict=True))
+        assert (new.out_proj.bias is not None) == output
+        if output:
+            assert torch.equal(new.out_proj.bias, old.o_proj.bias)
+
+
+def test_discrete_mamba2_undoes_the_grouping(helpers):
+    teacher = helpers.teacher()
+    mixer, attention = (
+        convert(teacher, mixer="discrete_mamba2").model.layers[0].mixer,
+        teacher.model.layers[0].self_attn,
+    )
+    x, B, C = mixer.in_proj.weight[:96].view(3, 4, 8, 32)
+    for part, name in ((x, "v_proj"), (B, "k_proj")):
+        assert torch.equal(part, getattr(attention, name).weight.view(2, 8, 32)[[0, 0, 1, 1]])
+    assert torch.equal(C, attention.q_proj.weight.view(4, 8, 32))
+    assert torch.equal(mixer.out_proj.weight, attention.o_proj.weight)
+
+
+def test_mohawk_initialisation(helpers):
+    student = convert(helpers.teacher(), mixer="discrete_mamba2", init="mohawk", mixer_options={"num_heads": 2})
+    mixer = student.model.layers[0].mixer
+    assert torch.allclose(torch.nn.functional.silu(mixer.z_bias), torch.ones(32), atol=1e-6)
+    assert not mixer.in_proj.weight[-34:-2].any()
+    other = convert(student, mixer="mamba2", init="random")
+    again = convert(other, mixer="discrete_mamba2", init="mohawk").model.layers[0].mixer
+    assert torch.allclose(torch.nn.functional.silu(again.z_bias), torch.ones(32), atol=1e-6)
+    with pytest.raises(ValueError, match="a Mamba2Mixer has no neutral start"):
+        convert(helpers.teacher(), init="mohawk")
 
 
 def test_seed_and_random_initialisation(helpers):
@@ -238,13 +277,17 @@ def test_load_stock_model_as_all_attention(folder, helpers):
 def test_bad_arguments(helpers):
     teacher = helpers.teacher()
     for options, message in [
-        ({"mixer": "mambo"}, "unknown mixer 'mambo'; known: attention, mamba2"),
+        ({"mixer": "mambo"}, "unknown mixer 'mambo'; known: attention, discrete_mamba2, mamba1, mamba2"),
         ({"layer_mixers": ["attention", "mambo", "attention"]}, "unknown mixer 'mambo'"),
         ({"layer_mixers": ["attention"]}, "names 1 layers, but the teacher has 3"),
         ({"attention_layers": [3]}, "attention layer 3 does not exist; the teacher has layers 0 to 2"),
         ({"attention_layers": [-1]}, "attention layer -1 does not exist"),
         ({"attention_ratio": 1.5}, "attention_ratio 1.5 is not between 0 and 1"),
         ({"attention_layers": [1], "attention_ratio": 0.5}, "exclude each other"),
+        ({"attention_every": 4}, "attention_every 4 is not between 1 and the 3 layers"),
+        ({"attention_layers": "all"}, "attention_layers 'all' is neither a list of layers nor 'published'"),
+        ({"mixer": "mamba1", "mixer_options": {"gqa_expand": "heads"}}, "give it as Literal['head', 'reference']"),
+        ({"mixer": "mamba1", "mixer_options": {"dt_bias_mult": 3}}, "give it as Literal[1, 2]"),
         ({"mixer_options": {"d_cov": 4}}, "mixer 'mamba2' has no option 'd_cov'; its options: a_max"),
         ({"mixer_options": {"d_conv": 1}}, "d_conv 1 is too small"),
         ({"init": "zeros"}, "unknown initialisation 'zeros'"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from lit_thinkfast.mixers import MIXERS
 from lit_thinkfast.models import HybridCache, HybridConfig, HybridForCausalLM, convert
 
 FAMILIES = ("llama", "llama_bias", "llama3_rope", "mistral", "qwen2", "qwen3")
@@ -209,10 +210,12 @@ def test_all_parameters_learn(helpers, layout):
     assert [name for name, p in student.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_small_types_keep_decays_in_float32(helpers, tmp_path):
-    student = helpers.student("recurrent")
-    exact = {n: p.clone() for n, p in student.named_parameters() if n.endswith(("A_log", "dt_bias", ".D"))}
-    assert len(exact) == 9
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_small_types_keep_decays_in_float32(helpers, tmp_path, mixer):
+    student = helpers.student(f"recurrent {mixer}")
+    kept = MIXERS[mixer].full_precision
+    exact = {n: p.clone() for n, p in student.named_parameters() if n.split(".mixer.")[-1] in kept}
+    assert len(exact) == 3 * len(kept)
     student.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for model in (loaded, student.bfloat16()):
@@ -225,6 +228,23 @@ def test_small_types_keep_decays_in_float32(helpers, tmp_path):
     assert out.shape == (2, 13)
     states = loaded(ids, use_cache=True).past_key_values.layers[0].recurrent_states[0]
     assert states.dtype == torch.float32
+
+
+def test_the_kernel_is_chosen_for_a_run_and_not_saved(helpers, layout, tmp_path):
+    """The loops in float64 are the twin of the whole model, prefill and decoding."""
+    student = helpers.student(layout)
+    student.save_pretrained(tmp_path / "a")
+    slow = AutoModelForCausalLM.from_pretrained(tmp_path / "a", kernel="reference")
+    if layout != "attention":
+        assert slow.model.layers[0].mixer.kernel == slow.model.layers[0].mixer.conv1d.kernel == "reference"
+    ids = helpers.tokens(2, 9)
+    assert_close(slow(ids).logits, student(ids).logits, 1e-4)
+    assert torch.equal(slow.generate(ids, max_new_tokens=5, do_sample=False),
+                       student.generate(ids, max_new_tokens=5, do_sample=False))  # fmt: skip
+    slow.save_pretrained(tmp_path / "b")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.kernel == "auto"
+    with pytest.raises(ValueError, match="unknown kernel 'cuda'"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "b", kernel="cuda")
 
 
 def test_autocast_runs_forward_backward_and_decoding(helpers, layout):
