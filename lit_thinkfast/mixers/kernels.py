@@ -8,6 +8,7 @@ that succeeds says nothing about the device that a tensor is on. What was chosen
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -116,12 +117,12 @@ def find_selective_step(device: torch.device, kernel: str) -> Callable[..., Tens
     return selective_step if found is None else functools.partial(_selective_step, found)
 
 
-def find_varlen_attention(query: Tensor) -> Callable[..., Tensor] | None:
-    """Return ``attention(q (n h p), k, v (n kv_heads p), edges (docs + 1), longest, scale=, dropout=)`` over documents.
+def find_varlen_attention(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """Return ``attention(q (n h p), k, v (n kv_heads p), lengths=, scale=, dropout=)`` over n tokens of documents.
 
     ``None`` off CUDA, for types other than the two of 16 bits, and where flash-attn is not installed.
     """
-    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
     found = _load("flash_attn", "flash_attn_varlen_func")
     return None if found is None else functools.partial(_varlen_attention, found)
@@ -264,12 +265,13 @@ def _varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edges: Tensor,
-    longest: int,
     *,
+    lengths: list[int],
     scale: float,
-    dropout: float = 0.0,
+    dropout: float,
 ) -> Tensor:
+    edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+    longest = max(lengths)
     out: Tensor = kernel(
         query,
         key,

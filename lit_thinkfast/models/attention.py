@@ -2,7 +2,7 @@
 
 Weights carry the names of the stock classes and the numbers agree with them. What differs is how masks are handled:
 one :class:`Visibility` a forward pass says what each query may see, and packed documents are attended to one at a
-time on a CPU, instead of masking a square that is mostly empty.
+time on a CPU, or by flash-attn on CUDA, instead of masking a square that is mostly empty.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.heads import attention_input_bias, attention_output_bias
+from lit_thinkfast.mixers.kernels import find_varlen_attention
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -45,6 +46,7 @@ def visibility(
     valid: Tensor | None = None,
     seq_idx: Tensor | None = None,
     window: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Visibility:
     """Work out what may be seen.
 
@@ -55,10 +57,12 @@ def visibility(
         valid: (b, past + queries) bool, false at padding.
         seq_idx: (b, queries) documents; only without a past.
         window: Tokens that a query sees, itself included; all before it if ``None``.
+        dtype: Of queries and keys, on which depends what kernel can attend to them.
     """
     keys = past + queries
     window = None if window is None or window >= keys else window
-    if seq_idx is not None and window is None and device.type == "cpu":
+    one_by_one = device.type == "cpu" or find_varlen_attention(device, dtype) is not None
+    if seq_idx is not None and window is None and one_by_one:
         documents = seq_idx if valid is None else torch.where(valid, seq_idx, -1)
         starts = document_starts(documents)
         starts[:, 0] = True
@@ -110,6 +114,9 @@ def attend(
         return out.reshape(batch, 1, heads * width)
     options["enable_gqa"] = groups > 1
     if visible.documents is not None:
+        if (varlen := find_varlen_attention(query.device, query.dtype)) is not None:
+            rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+            return varlen(*rows, lengths=visible.documents, scale=scale, dropout=dropout).reshape(batch, queries, -1)
         flat = [part.transpose(0, 1).flatten(1, 2).split(visible.documents, dim=1) for part in (query, key, value)]
         pieces = [
             scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **options)[0]

@@ -205,10 +205,18 @@ class HybridModel(HybridPreTrainedModel):
     ) -> dict[str, Visibility]:
         """One mask for each kind of attention layer that the model has."""
         windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
-        queries, device = hidden_states.shape[1], hidden_states.device
+        queries, device, dtype = hidden_states.shape[1], hidden_states.device, hidden_states.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
         return {
             kind: visibility(
-                queries=queries, past=past, device=device, valid=valid, seq_idx=seq_idx, window=windows[kind]
+                queries=queries,
+                past=past,
+                device=device,
+                valid=valid,
+                seq_idx=seq_idx,
+                window=windows[kind],
+                dtype=dtype,
             )
             for kind in set(self.config.layer_types or []) - {"linear_attention"}
         }

@@ -25,7 +25,7 @@ def test_a_cpu_never_gets_a_fused_kernel():
     assert kernels.find_selective_scan(cpu, "auto", fresh=True) is selective_scan
     assert kernels.find_scan_step(cpu, "auto") is scan_step
     assert kernels.find_selective_step(cpu, "auto") is selective_step
-    assert kernels.find_varlen_attention(x.bfloat16()) is None
+    assert kernels.find_varlen_attention(cpu, torch.bfloat16) is None
 
 
 def test_only_auto_takes_a_fused_kernel():
@@ -73,3 +73,16 @@ class TestOnGpu:
         y, final = fused(*moved, D=D.cuda(), seq_idx=seq, chunk_size=32)
         torch.testing.assert_close(y.cpu(), expected, rtol=1e-2, atol=1e-2)  # the kernel multiplies in TF32
         torch.testing.assert_close(final.cpu(), state, rtol=1e-2, atol=1e-2)
+
+    def test_packed_attention(self):
+        from lit_thinkfast.models.attention import attend, visibility
+
+        if kernels.find_varlen_attention(torch.device("cuda"), torch.bfloat16) is None:
+            pytest.skip("flash-attn is not installed")
+        parts = [draw(2, heads, 64, 32, seed=heads).bfloat16() for heads in (4, 2, 2)]
+        results = []
+        for device in (torch.device("cpu"), torch.device("cuda")):
+            visible = visibility(queries=64, past=0, device=device, seq_idx=DOCUMENTS.to(device), dtype=torch.bfloat16)
+            assert visible.documents is not None
+            results.append(attend(*(part.to(device) for part in parts), visible, scale=0.2).cpu().float())
+        torch.testing.assert_close(*results, rtol=3e-2, atol=3e-2)

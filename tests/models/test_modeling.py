@@ -1,5 +1,6 @@
 """The student against stock models, and its ways of running against each other."""
 
+import functools
 import itertools
 
 import pytest
@@ -106,6 +107,37 @@ def test_documents_by_mask_and_one_by_one_agree(helpers):
     same = seq_idx[:, None, :, None] == seq_idx[:, None, None, :]
     by_mask = Visibility(mask=same & torch.ones(12, 12, dtype=torch.bool).tril(), causal=False)
     assert_close(attend(query, key, value, one_by_one, scale=0.3), attend(query, key, value, by_mask, scale=0.3))
+
+
+def test_a_kernel_for_documents_is_given_all_rows_end_to_end(helpers, monkeypatch):
+    """flash-attn itself needs CUDA; here attention by its definition stands in, to see what it is called with."""
+    from lit_thinkfast.mixers import kernels
+    from lit_thinkfast.models import attention
+
+    def flash(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal):
+        assert (causal, dropout_p) == (True, 0)
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        assert cu_seqlens_q.dtype == torch.int32
+        assert max_seqlen_q == max_seqlen_k == cu_seqlens_q.diff().max()
+        outs = []
+        for a, b in itertools.pairwise(cu_seqlens_q.tolist()):
+            keys, values = (part[a:b].repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+            scores = torch.einsum("qhp,khp->hqk", q[a:b], keys) * softmax_scale
+            scores = scores.masked_fill(~torch.ones(b - a, b - a, dtype=torch.bool).tril(), -torch.inf)
+            outs.append(torch.einsum("hqk,khp->qhp", scores.softmax(-1), values))
+        return torch.cat(outs)
+
+    student = helpers.student("hybrid", torch.float64)
+    ids, seq_idx = helpers.tokens(2, 17), torch.tensor([[0] * 5 + [1] * 12, [0] * 3 + [1] * 8 + [2] * 6])
+    expected = student(ids, seq_idx=seq_idx).logits
+    called = []
+    monkeypatch.setattr(
+        attention,
+        "find_varlen_attention",
+        lambda *_: called.append(1) or functools.partial(kernels._varlen_attention, flash),
+    )
+    assert_close(student(ids, seq_idx=seq_idx).logits, expected, 1e-7)
+    assert called
 
 
 @pytest.mark.parametrize("family", FAMILIES)
