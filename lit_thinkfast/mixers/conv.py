@@ -129,14 +129,10 @@ class CausalConv1d(nn.Module):
         """Convolve one token and bring ``state`` (b, c, k - 1) forward in place. ``x`` and the result are (b, c)."""
         if (fused := find_conv_step(x, self.kernel_size, self.kernel)) is not None:
             return fused(x, state, self.weight[:, 0], self.bias)
-        taps = self.weight[:, 0].t().contiguous().to(x.dtype)
-        y = torch.addcmul(self.bias.to(x.dtype), x, taps[-1])
-        for j in range(self.kernel_size - 1):
-            y.addcmul_(state[:, :, j].to(x.dtype), taps[j])
-        for j in range(self.kernel_size - 2):
-            state[:, :, j].copy_(state[:, :, j + 1])
-        state[:, :, -1].copy_(x)
-        return y
+        past = state.mT  # (b, k - 1, c), as a preallocated cache stores it
+        window = torch.cat([past.to(x.dtype), x[:, None]], dim=1)
+        past.copy_(window[:, 1:])
+        return window.mul_(self.weight[:, 0].t().contiguous().to(x.dtype)).sum(1).add_(self.bias.to(x.dtype))
 
     def last_inputs(self, x: Tensor, *, initial_state: Tensor | None, lengths: Tensor | None) -> Tensor:
         """Return the k - 1 inputs that the next token will need, (b, c, k - 1).

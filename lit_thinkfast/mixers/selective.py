@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_thinkfast.mixers.documents import document_starts
+from lit_thinkfast.mixers.scan import in_blocks
 
 _ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}  # state entries one operation works on: enough to hide its launch
 _ELEMENTS_KEPT = 1 << 23  # state entries that the backward pass computes again, and keeps, at a time
@@ -84,10 +85,15 @@ def selective_step(
         C: (b, g, n).
         D: (d,), or ``None``.
     """
-    state.mul_(torch.exp(dt[..., None] * A))
-    grouped = state.unflatten(1, (B.shape[1], -1))
-    grouped.addcmul_((x * dt).unflatten(1, (B.shape[1], -1))[..., None], B[:, :, None])
-    y = (grouped * C[:, :, None]).sum(-1).flatten(1)
+    shape = (B.shape[1], -1)
+    rates = A.unflatten(0, shape)
+
+    def advance(state: Tensor, dt: Tensor, u: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        state.mul_((dt[..., None] * rates).exp_()).addcmul_(u[..., None], B[:, :, None])
+        return (state * C[:, :, None]).sum(-1)
+
+    parts = (part.unflatten(1, shape) for part in (state, dt, x * dt))
+    y = in_blocks(advance, *parts, B, C).flatten(1)
     return y if D is None else torch.addcmul(y, x, D)
 
 
@@ -160,7 +166,7 @@ class _Scan(torch.autograd.Function):
 
         gu, gdt = torch.empty_like(parts.u), torch.empty_like(parts.dt)
         gB, gC = torch.empty_like(parts.B), torch.empty_like(parts.C)
-        gA = torch.zeros_like(A)
+        gA = torch.zeros_like(starts)
         gh = ends
         for i in reversed(range(length)):
             h = states.pop()
@@ -171,10 +177,10 @@ class _Scan(torch.autograd.Function):
             gu[:, :, i] = (gh * B_i).sum(-1)
             by_decay = torch.addcmul(h, u_i, B_i, value=-1).mul_(gh)  # the gradient of dt A: gh times the decayed state
             gdt[:, :, i] = (by_decay * A).sum(-1)
-            gA += (by_decay * parts.dt[:, :, i, ..., None]).sum((0, 1))
+            gA.addcmul_(by_decay, parts.dt[:, :, i, ..., None])
             gh.mul_(decays.pop())
         flat = [part.flatten(1, 2) for part in (gu, gdt, gB, gC)]
-        return *flat, gA, gh[:, 0], None, None
+        return *flat, gA.sum((0, 1)), gh[:, 0], None, None
 
 
 class _Chunked:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_thinkfast.mixers import scan
 from lit_thinkfast.mixers.reference import reference_scan
 from lit_thinkfast.mixers.scan import chunked_scan, scan_step
 
@@ -42,13 +43,13 @@ def assert_close(actual, expected):
 @pytest.mark.parametrize("stateful", [False, True])
 def test_chunked_equals_reference(time, chunk_size, packed, stateful):
     gradients = []
-    for scan in (reference_scan, chunked_scan):
+    for run in (reference_scan, chunked_scan):
         values = make_inputs(time=time, requires_grad=True)
         leaves = list(values.values()) if stateful else [v for k, v in values.items() if k != "initial_state"]
         if not stateful:
             values["initial_state"] = None
-        options = {"chunk_size": chunk_size} if scan is chunked_scan else {}
-        y, last = scan(**values, seq_idx=documents(2, time) if packed else None, **options)
+        options = {"chunk_size": chunk_size} if run is chunked_scan else {}
+        y, last = run(**values, seq_idx=documents(2, time) if packed else None, **options)
         weights = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
         loss = (y * weights).sum() + (last * torch.cos(torch.arange(last.numel(), dtype=y.dtype)).view_as(last)).sum()
         gradients.append((y, last, torch.autograd.grad(loss, leaves, allow_unused=True)))
@@ -98,3 +99,18 @@ def test_linear_attention_identity():
     y, _ = chunked_scan(v, ones, torch.zeros(3, dtype=torch.float64), k, q, chunk_size=8)
     scores = torch.einsum("bthn,bshn->bhts", q, k).tril()
     assert_close(y, torch.einsum("bhts,bshp->bthp", scores, v))
+
+
+def test_large_states_step_in_blocks(monkeypatch):
+    values = make_inputs(batch=5, time=1)
+    state = values.pop("initial_state")
+    A, D = values.pop("A"), values.pop("D")
+    x, dt, B, C = (values[name][:, 0] for name in ("x", "dt", "B", "C"))
+    results = []
+    for entries in (1 << 20, 2 * state[0].numel(), 1):
+        monkeypatch.setattr(scan, "_STATE_ENTRIES_AT_ONCE", entries)
+        own = state.clone()
+        results.append((scan_step(own, x, dt, A, B, C, D=D), own))
+    for y, own in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(own, results[0][1])
