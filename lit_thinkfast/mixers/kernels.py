@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.reference import (
     reference_conv,
     reference_decay_scan,
@@ -45,11 +46,11 @@ def check_kernel(kernel: str) -> str:
 def find_conv(x: Tensor, kernel_size: int, kernel: str) -> Callable[..., Tensor] | None:
     """Return ``conv(x (b t c), weight (c k), bias (c), seq_idx=)`` in the place of ours, or ``None`` to take ours.
 
-    The fused one has at most four taps.
+    The fused one has at most four taps, and reads eight channels at once.
     """
     if kernel == "reference":
         return _in_float64(reference_conv)
-    if not _fused(x.device, kernel) or kernel_size > 4:
+    if not _fused(x.device, kernel, x.dtype) or kernel_size > 4 or x.shape[-1] % 8:
         return None
     found = _load("causal_conv1d", "causal_conv1d_fn")
     return None if found is None else functools.partial(_conv, found)
@@ -57,14 +58,17 @@ def find_conv(x: Tensor, kernel_size: int, kernel: str) -> Callable[..., Tensor]
 
 def find_conv_step(x: Tensor, kernel_size: int, kernel: str) -> Callable[..., Tensor] | None:
     """Return ``step(x (b c), state (b c k-1), weight (c k), bias (c))``, in place, or ``None`` to take ours."""
-    if not _fused(x.device, kernel) or kernel_size > 4:
+    if not _fused(x.device, kernel, x.dtype) or kernel_size > 4:
         return None
     found = _load("causal_conv1d", "causal_conv1d_update")
     if found is None:
         return None
 
     def step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y: Tensor = found(x.contiguous(), state, weight.to(x.dtype), bias.to(x.dtype))
+        own = state.to(x.dtype)  # the kernel wants one type; a cache may be in another, as under autocast
+        y: Tensor = found(x.contiguous(), own, weight.to(x.dtype), bias.to(x.dtype))
+        if own is not state:
+            state.copy_(own)
         return y
 
     return step
@@ -75,43 +79,44 @@ def find_decay_scan(device: torch.device, kernel: str) -> Scan:
     return _in_float64(reference_decay_scan) if kernel == "reference" else decay_scan
 
 
-def find_scan(device: torch.device, kernel: str) -> Scan:
+def find_scan(device: torch.device, kernel: str, dtype: torch.dtype = torch.float32) -> Scan:
     """Return a function with the signature of :func:`chunked_scan`."""
     if kernel == "reference":
         return _in_float64(reference_scan)
-    if not _fused(device, kernel):
+    if not _fused(device, kernel, dtype):
         return chunked_scan
     found = _load("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
     return chunked_scan if found is None else functools.partial(_scan, found)
 
 
-def find_selective_scan(device: torch.device, kernel: str, *, fresh: bool) -> Scan:
+def find_selective_scan(device: torch.device, kernel: str, dtype: torch.dtype = torch.float32, *, fresh: bool) -> Scan:
     """Return a function with the signature of :func:`selective_scan`.
 
     Args:
         device: Of the tensors.
         kernel: One of ``KERNELS``.
+        dtype: Of the tensors.
         fresh: One document a row, from a state of zeros: all that the fused kernel knows.
     """
     if kernel == "reference":
         return _in_float64(reference_selective_scan)
-    if not _fused(device, kernel) or not fresh:
+    if not _fused(device, kernel, dtype) or not fresh:
         return selective_scan
     found = _load("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
     return selective_scan if found is None else functools.partial(_selective_scan, found)
 
 
-def find_scan_step(device: torch.device, kernel: str) -> Callable[..., Tensor]:
+def find_scan_step(device: torch.device, kernel: str, dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
     """Return a function with the signature of :func:`scan_step`."""
-    if not _fused(device, kernel):
+    if not _fused(device, kernel, dtype):
         return scan_step
     found = _load("mamba_ssm.ops.triton.selective_state_update", "selective_state_update")
     return scan_step if found is None else functools.partial(_scan_step, found)
 
 
-def find_selective_step(device: torch.device, kernel: str) -> Callable[..., Tensor]:
+def find_selective_step(device: torch.device, kernel: str, dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
     """Return a function with the signature of :func:`selective_step`."""
-    if not _fused(device, kernel):
+    if not _fused(device, kernel, dtype):
         return selective_step
     found = _load("mamba_ssm.ops.triton.selective_state_update", "selective_state_update")
     return selective_step if found is None else functools.partial(_selective_step, found)
@@ -128,8 +133,8 @@ def find_varlen_attention(device: torch.device, dtype: torch.dtype) -> Callable[
     return None if found is None else functools.partial(_varlen_attention, found)
 
 
-def _fused(device: torch.device, kernel: str) -> bool:
-    return device.type == "cuda" and kernel == "auto"
+def _fused(device: torch.device, kernel: str, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and kernel == "auto" and dtype != torch.float64  # which they refuse, or round
 
 
 @functools.cache
@@ -222,7 +227,9 @@ def _scan_step(
     *,
     D: Tensor | None,
 ) -> Tensor:
-    # Strides of zero where a value is one for a whole head tell the kernel so.
+    # Strides of zero where a value is one for a whole head tell the kernel so. It fails without D or without a bias.
+    heads, width = state.shape[1:3]
+    zero = x.new_zeros(1, 1).expand(heads, width)
     y: Tensor = kernel(
         state,
         x,
@@ -230,7 +237,8 @@ def _scan_step(
         A[:, None, None].expand(state.shape[1:]),
         B,
         C,
-        D=None if D is None else D[:, None].expand(state.shape[1:3]),
+        D=zero if D is None else D[:, None].expand(heads, width),
+        dt_bias=zero,
     )
     return y
 
@@ -248,6 +256,7 @@ def _selective_step(
 ) -> Tensor:
     # The kernel shares B and C among the channels of a head: a group is a head, its channels are the head's width.
     shape = (B.shape[1], -1)
+    zero = x.new_zeros(A.shape[:1]).unflatten(0, shape)  # it fails without D or without a bias
     y: Tensor = kernel(
         state.unflatten(1, shape),
         x.unflatten(1, shape),
@@ -255,7 +264,8 @@ def _selective_step(
         A.unflatten(0, shape),
         B,
         C,
-        D=None if D is None else D.unflatten(0, shape),
+        D=zero if D is None else D.unflatten(0, shape),
+        dt_bias=zero,
     )
     return y.flatten(1)
 
@@ -288,4 +298,9 @@ def _varlen_attention(
 
 
 def _documents(seq_idx: Tensor | None) -> Tensor | None:
-    return None if seq_idx is None else seq_idx.to(torch.int32).contiguous()
+    """Number documents 0, 1, 2, ... in each row.
+
+    The kernels compare numbers, wherever they stand, give an initial state to document 0 only and take negative ones
+    for padding; ours restart where the number changes.
+    """
+    return None if seq_idx is None else document_starts(seq_idx).cumsum(1, dtype=torch.int32)

@@ -147,11 +147,11 @@ class Mamba1Mixer(StateSpaceMixer):
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         x, dt, A, B, C = self._recurrence(conv_out, rest, mask)
-        run = find_selective_scan(x.device, self.kernel, fresh=seq_idx is None and state is None)
+        run = find_selective_scan(x.device, self.kernel, x.dtype, fresh=seq_idx is None and state is None)
         return run(x, dt, A, B, C, D=widen(self.D), seq_idx=seq_idx, initial_state=state)
 
     def scan_token(self, conv_out: Tensor, rest: tuple[Tensor, ...], state: Tensor) -> Tensor:
-        run = find_selective_step(state.device, self.kernel)
+        run = find_selective_step(state.device, self.kernel, state.dtype)
         return run(state, *self._recurrence(conv_out, rest, None), D=widen(self.D))
 
     def _recurrence(

@@ -152,12 +152,12 @@ class Mamba2Mixer(StateSpaceMixer):
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         x, dt, A, B, C = self._recurrence(conv_out, rest, mask)
-        run = find_scan(x.device, self.kernel)
+        run = find_scan(x.device, self.kernel, x.dtype)
         y, last = run(x, dt, A, B, C, D=widen(self.D), seq_idx=seq_idx, initial_state=state, chunk_size=self.chunk_size)
         return y.flatten(-2), last
 
     def scan_token(self, conv_out: Tensor, rest: tuple[Tensor, ...], state: Tensor) -> Tensor:
-        run = find_scan_step(state.device, self.kernel)
+        run = find_scan_step(state.device, self.kernel, state.dtype)
         return run(state, *self._recurrence(conv_out, rest, None), D=widen(self.D)).flatten(-2)
 
     def gate(self, y: Tensor, z: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def visibility(
         mask = mask & (key_at > query_at - window)
     mask = mask[None, None]
     if seq_idx is not None:
-        mask = mask & (seq_idx[:, None, :, None] == seq_idx[:, None, None, :])
+        document = document_starts(seq_idx).cumsum(1)  # a number that comes back is another document
+        mask = mask & (document[:, None, :, None] == document[:, None, None, :])
     if valid is not None:
         # Padding sees itself, so that no row of the softmax is empty.
         mask = mask & (valid[:, None, None, :] | (key_at == query_at))

@@ -32,6 +32,7 @@ def test_only_auto_takes_a_fused_kernel():
     """CUDA is named, not used: what is asked for decides before anything is loaded."""
     cuda = torch.device("cuda")
     assert kernels.find_scan(cuda, "torch") is chunked_scan
+    assert kernels.find_scan(cuda, "auto", torch.float64) is chunked_scan
     assert kernels.find_selective_scan(cuda, "torch", fresh=True) is selective_scan
     assert kernels.find_selective_scan(cuda, "auto", fresh=False) is selective_scan, "it knows no documents or states"
     with pytest.raises(ValueError, match="unknown kernel 'triton'; use one of auto, torch, reference"):
