@@ -476,3 +476,43 @@ def test_validate_refuses_an_empty_problem_set(cli, tiny_teacher, tmp_path):
 def test_a_configuration_cannot_reach_outside(cli, tiny_teacher, tmp_path, path, place):
     config = fit_config(tiny_teacher, tmp_path, **{place: {"class_path": path}})
     refused(cli("fit", "--config", config), "may not name", path)
+
+
+# --- export to other formats
+
+
+def test_a_student_is_exported_to_a_stock_class_and_verified(cli, tiny_teacher, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    code, _, err = cli("convert", "--teacher", tiny_teacher, "--attention-layers", "1", "--out", tmp_path / "student")
+    assert code == 0, err
+    out = tmp_path / "out"
+    code, said, err = cli(
+        "export", "--model", tmp_path / "student", "--to", "bamba", "--dtype", "bfloat16", "--out", out
+    )
+    assert code == 0, err
+    assert "bamba in torch.bfloat16, largest relative error" in said
+    assert json.loads((out / "config.json").read_text())["model_type"] == "bamba"
+    assert (out / "chat_template.jinja").is_file()
+    code, said, err = cli("export", "--verify", out)
+    assert code == 0, err
+    assert f"{out}: gives the logits of its student" in said
+
+    weights = load_file(out / "model.safetensors")
+    weights["model.layers.0.mamba.out_proj.weight"][0] += 1
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    refused(cli("export", "--verify", out), str(out), "does not give the logits", "tolerance 1e-04")
+
+
+def test_export_to_another_format_refuses(cli, tiny_teacher, tmp_path):
+    out = tmp_path / "out"
+    to = ("export", "--model", tiny_teacher, "--out", out, "--to")
+    refused(cli(*to, "granite_hybrid"), "LlamaForCausalLM is not a student")
+    refused(cli(*to, "gguf"), "gguf", "granite_hybrid")
+    refused(cli(*to, "bamba", "--judge", "signs"), "--judge", "--to")
+    refused(cli("export", "--out", out), "needs --model and --out")
+    refused(cli("export", "--model", tiny_teacher), "needs --model and --out")
+    refused(cli("export", "--verify", out), "no folder at")
+    refused(cli("export", "--verify", tiny_teacher, "--out", out, "--to", "bamba"), "drop --out, --to")
+    refused(cli("export", "--verify", tiny_teacher), "has no expected_logits.npz")
+    assert not out.exists()

@@ -6,10 +6,7 @@ The attention initialisation follows MambaInLlama (arXiv:2408.15237, Algorithm 1
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lit_thinkfast.mixers import ATTENTION, Mixer
 from lit_thinkfast.mixers.base import check_options
 from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
+from lit_thinkfast.models.folders import check_free, save_folder
 from lit_thinkfast.models.layers import plan_layers
 from lit_thinkfast.models.loading import load_stock, load_tokenizer
 from lit_thinkfast.models.modeling import HybridForCausalLM
@@ -177,39 +175,12 @@ def to_stock(model: HybridForCausalLM) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         stock: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     stock.to(device=model.device, dtype=model.dtype)
+    rotary: Any = stock.model  # whose frequencies the cast has rounded
+    rotary.rotary_emb = type(rotary.rotary_emb)(config).to(model.device)
     stock.load_state_dict(model.state_dict())
     if model.generation_config is not None:
         stock.generation_config = type(model.generation_config).from_dict(model.generation_config.to_dict())
     return stock.eval()
-
-
-def check_free(out: str | os.PathLike[str]) -> None:
-    """Raise ``FileExistsError`` if something is at ``out`` already."""
-    path = Path(out)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not empty; remove it or choose another folder")
-
-
-def save_folder(model: PreTrainedModel, out: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
-    """Save a model, and a tokenizer beside it, so that the folder appears whole or not at all.
-
-    Raises:
-        FileExistsError: ``out`` is a file or a folder with something in it.
-    """
-    check_free(out)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        model.save_pretrained(partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        partial.chmod(0o755)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_teacher(teacher: PreTrainedModel) -> str:

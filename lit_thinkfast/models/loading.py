@@ -1,4 +1,7 @@
-"""Reading models and tokenizers from folders, hub ids and GGUF files, with errors in one line."""
+"""Reading models and tokenizers from folders, hub ids and GGUF files, with errors in one line.
+
+Checkpoints that other projects released (Llamba, MambaInLlama, M1) are recognised: see ``released.py``.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ if TYPE_CHECKING:
 def load_model(
     path_or_id: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> HybridForCausalLM:
-    """Load a student, or a stock Llama-family model as a student whose layers all have attention.
+    """Load a student, a released checkpoint as a student, or a stock Llama-family model as one with attention only.
 
-    Both then run on the same code, so that their speeds and samples can be compared.
+    All then run on the same code, so that their speeds and samples can be compared.
 
     Args:
         path_or_id: Folder, hub id, or ``.gguf`` file.
@@ -46,7 +49,7 @@ def load_model(
 
 
 def load_stock(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Load a causal language model of a known family as the class it was saved as.
+    """Load a causal language model of a known family as the class it was saved as; a released checkpoint, as a student.
 
     Args:
         path_or_id: As in :func:`load_model`.
@@ -56,7 +59,11 @@ def load_stock(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None)
         FileNotFoundError: No such folder, file or model.
         ValueError: Not a causal language model of a known family, or a configuration that is wrong or of other weights.
     """
-    where, options = _locate(path_or_id)
+    from lit_thinkfast.models.released import format_of, load_released
+
+    where, options = locate(path_or_id)
+    if not options and format_of(where) is not None:
+        return load_released(path_or_id, dtype=dtype)
     with told_in_one_line(path_or_id):
         config = AutoConfig.from_pretrained(where, **options)
     if not isinstance(config, HybridConfig) and config.model_type not in FAMILIES:
@@ -81,11 +88,14 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
         FileNotFoundError: No such folder, or no tokenizer in it.
         ValueError: The tokenizer contradicts itself.
     """
-    where, options = _locate(path_or_id)
+    where, options = locate(path_or_id)
     try:
         return AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"no tokenizer in {path_or_id} ({first_line(error)})") from None
+        from lit_thinkfast.models.released import missing_tokenizer
+
+        reason = ("" if options else missing_tokenizer(where)) or first_line(error)
+        raise FileNotFoundError(f"no tokenizer in {path_or_id} ({reason})") from None
     except ImportError:  # a package is to be installed
         raise
     except Exception as error:  # of this very class where the tokenizers library raises it
@@ -113,7 +123,7 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _locate(path_or_id: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+def locate(path_or_id: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     """Split a location into what transformers calls name and options.
 
     Raises:

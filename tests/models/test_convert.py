@@ -19,6 +19,7 @@ from transformers import (
 
 from lit_thinkfast.mixers import MIXERS
 from lit_thinkfast.models import HybridForCausalLM, convert, convert_folder, load_model, load_tokenizer
+from lit_thinkfast.models.convert import to_stock
 from lit_thinkfast.models.layers import plan_layers
 
 
@@ -362,3 +363,17 @@ def test_failed_save_leaves_nothing(folder, tmp_path, monkeypatch):
         convert_folder(folder, out)
     assert not out.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_a_teacher_in_sixteen_bits_keeps_its_positions(helpers, tmp_path):
+    """A cast would round the rotary frequencies: the model as it is loaded again is the twin."""
+    helpers.teacher("llama3_rope").save_pretrained(tmp_path / "teacher")
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", dtype=torch.bfloat16)
+    ids = helpers.tokens(1, 200)
+    for made in (student := convert(teacher, attention_layers=[0, 2]), to_stock(convert(teacher, mixer="attention"))):
+        assert made.model.rotary_emb.inv_freq.dtype == torch.float32
+        made.save_pretrained(tmp_path / type(made).__name__)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / type(made).__name__, dtype=torch.bfloat16)
+        assert torch.equal(again(ids).logits, made(ids).logits)
+    frequencies = student.model.rotary_emb.inv_freq
+    assert torch.equal(student.half().model.rotary_emb.inv_freq, frequencies)
