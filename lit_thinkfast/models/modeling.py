@@ -6,12 +6,14 @@ layers ``attention`` it equals its teacher, under the same parameter names, so t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers.generation import GenerationMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
@@ -91,6 +93,19 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         return out
 
 
+class HybridRotaryEmbedding(LlamaRotaryEmbedding):  # type: ignore[misc]
+    """Rotary frequencies that no cast of the model rounds: it computes what it will compute when it is loaded again."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        kept = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, values in kept.items():
+            own = getattr(self, name)
+            if own.dtype in (torch.bfloat16, torch.float16):
+                setattr(self, name, values.to(own.device))
+        return self
+
+
 class HybridPreTrainedModel(PreTrainedModel):
     """What the models share: initialisation, loading, and what they support."""
 
@@ -130,7 +145,7 @@ class HybridModel(HybridPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(HybridDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.rotary_emb = HybridRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -315,11 +330,25 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             pre_norm_hidden_state=outputs.pre_norm_hidden_state,
         )
 
+    def _validate_generation_mode(self, generation_mode: Any, *args: Any, **kwargs: Any) -> None:
+        if self._is_stateful and generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ValueError(
+                "assisted decoding is not for stateful models: it takes tokens back, which recurrent layers cannot; "
+                "leave out assistant_model, prompt_lookup_num_tokens and assistant_early_exit"
+            )
+        super()._validate_generation_mode(generation_mode, *args, **kwargs)
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        # The stock dynamic cache cannot tell its length when no layer has attention; ours can.
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+        drafts = generation_config.is_assistant
+        if drafts and self._is_stateful:
+            raise ValueError(
+                "a stateful model cannot draft for another: drafting takes tokens back, which recurrent layers cannot; "
+                "use an assistant_model whose layers all have attention"
+            )
+        # The stock cache cannot tell its length when no layer has attention; ours can, but takes no tokens back.
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False and not drafts:
             wanted = generation_config.cache_implementation
             if wanted not in (None, "dynamic"):
                 raise ValueError(
