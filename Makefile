@@ -1,6 +1,7 @@
 # make quickstart   install into .venv and run the whole job on the embedded teacher
 # make test         install what the tests need and run them
 # make test-kernels compare our operators with mamba-ssm's own kernels, interpreted on a CPU (Linux; KERNEL_VENV)
+# make bench-mixers speed and memory of the mixers against transformers' code and plain loops (an idle machine; 3 minutes)
 # Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN.
 
 VENV ?= .venv
@@ -19,7 +20,7 @@ KERNEL_VENV ?= $(VENV)-kernels
 KERNEL_PIP := $(KERNEL_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
 	-c constraints-kernels.txt $(PIP_FLAGS)
 
-.PHONY: install quickstart test test-kernels lint format docs smollm2 clean
+.PHONY: install quickstart test test-kernels bench-mixers lint format docs smollm2 clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -32,6 +33,9 @@ test: $(VENV)/.installed-dev
 
 test-kernels: $(KERNEL_VENV)/.installed
 	HF_HUB_OFFLINE=1 TRITON_INTERPRET=1 $(KERNEL_VENV)/bin/python -m pytest tests/kernels $(ARGS)
+
+bench-mixers: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mixers.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -238,28 +238,29 @@ def bench_mamba1(channels: list[int], time_steps: int, rounds: int) -> list[dict
 
 
 def show(result: dict[str, Any]) -> None:
-    import rich
-    from rich.table import Table
+    """Print a Markdown table: what we are compared with, then ours, and how often ours fits into it."""
 
     def cell(found: dict[str, Any]) -> str:
         slow, fast = found["milliseconds"].values()
         low, high = found["ratio_range"]
-        return f"{slow:.2f} / {fast:.2f} ms = {found['ratio']:.1f}x ({low} to {high})"
+        return f"{slow:.2f} / {fast:.2f} ms, **{found['ratio']:.1f}x** ({low} to {high})"
 
-    table = Table("", "training", "prefill or step", "peak MiB", "error", title="other / ours")
-    for row in result["mamba2_scan"]:
-        peaks = row["peak_mib"]
-        peak = f"{peaks['transformers']} / {peaks['ours']} ({row['peak_ratio']:.0%})"
-        name = f"mamba2 scan against transformers, T = {row['tokens']}"
-        table.add_row(name, cell(row["forward_backward"]), cell(row["forward"]), peak, f"{row['error']:.0e}")
-    for row in result["mamba2_step"]:
-        between = f"; {row['between_ratio']}x between projections"
-        name = f"mamba2 layer step against transformers, batch {row['batch']}"
-        table.add_row(name, "", cell(row["layer"]) + between, "", f"{row['error']:.0e}")
-    for row in result["mamba1_scan"]:
-        name = f"mamba1 scan against the loop, T = {row['tokens']}, {row['channels']} channels"
-        table.add_row(name, cell(row["forward_backward"]), cell(row["forward"]), "", f"{row['error']:.0e}")
-    rich.print(table)
+    def row(*cells: str) -> None:
+        print("| " + " | ".join(cells) + " |")
+
+    row("theirs / ours", "forward and backward", "forward, or a step", "peak MiB", "error")
+    row(*["---"] * 5)
+    for found in result["mamba2_scan"]:
+        peaks = found["peak_mib"]
+        peak = f"{peaks['transformers']} / {peaks['ours']} ({found['peak_ratio']:.0%})"
+        name = f"mamba2 scan, transformers, T = {found['tokens']}"
+        row(name, cell(found["forward_backward"]), cell(found["forward"]), peak, f"{found['error']:.0e}")
+    for found in result["mamba2_step"]:
+        step = f"{cell(found['layer'])}; between projections **{found['between_ratio']}x**"
+        row(f"mamba2 layer step, transformers, batch {found['batch']}", "", step, "", f"{found['error']:.0e}")
+    for found in result["mamba1_scan"]:
+        name = f"mamba1 scan, loop, T = {found['tokens']}, {found['channels']} channels"
+        row(name, cell(found["forward_backward"]), cell(found["forward"]), "", f"{found['error']:.0e}")
 
 
 def main() -> None:

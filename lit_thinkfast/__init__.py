@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lit_thinkfast.mixers import MIXERS, Mixer
     from lit_thinkfast.models.configuration import HybridConfig
     from lit_thinkfast.models.convert import convert
+    from lit_thinkfast.models.export import export_model, verify_export
     from lit_thinkfast.models.modeling import HybridForCausalLM
     from lit_thinkfast.records import BudgetPoint, Completion, Problem, Verdict
     from lit_thinkfast.verification.grading import MathVerifier, Verifier
@@ -76,6 +77,8 @@ __all__ = [
     "Verifier",
     "WeightedBestOfNAccuracy",
     "convert",
+    "export_model",
+    "verify_export",
 ]
 
 _SHELF = {
@@ -90,6 +93,7 @@ _SHELF = {
     "mixers": ("MIXERS", "Mixer"),
     "models.configuration": ("HybridConfig",),
     "models.convert": ("convert",),
+    "models.export": ("export_model", "verify_export"),
     "models.modeling": ("HybridForCausalLM",),
     "records": ("BudgetPoint", "Completion", "Problem", "Verdict"),
     "verification.grading": ("MathVerifier", "Verifier"),

@@ -33,6 +33,26 @@ def test_the_library_example_runs(tiny_teacher, tmp_path, monkeypatch, capsys):
     assert "'coverage@8'" in capsys.readouterr().out
 
 
+def test_the_mixer_of_the_docs_works(tiny_teacher, monkeypatch):
+    import torch
+
+    from lit_thinkfast import MIXERS, convert
+
+    code = blocks((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), "python")[1]
+    before = dict(MIXERS)
+    try:
+        exec(compile(code, "extending.md", "exec"), {})
+        student = convert(tiny_teacher, mixer="gla")
+        ids, mask = torch.tensor([[3, 4, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1]])
+        alone = student(ids[:, 2:]).logits
+        torch.testing.assert_close(student(ids, attention_mask=mask).logits[:, 2:], alone, rtol=1e-4, atol=1e-4)
+        options = {"max_new_tokens": 5, "do_sample": False}
+        assert torch.equal(student.generate(ids, **options), student.generate(ids, **options, use_cache=False))
+    finally:
+        for name in set(MIXERS) - set(before):
+            del MIXERS[name]
+
+
 def test_the_table_of_verbs_is_complete():
     rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == {*TOOL_VERBS, *TRAINER_VERBS}
@@ -89,3 +109,20 @@ def test_every_public_name_has_a_place_in_the_reference():
     for path in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE):
         module, _, name = path.rpartition(".")
         assert getattr(importlib.import_module(module), name) is getattr(lit_thinkfast, name)
+
+
+def test_every_cell_of_the_table_of_abilities_is_a_test(request):
+    """Cells read ``file::name[case]``: the test is there, and if its file is collected, with that case."""
+    page = (ROOT / "docs" / "mixers.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if "test_" in line and line.startswith("| ")]
+    assert len(rows) >= 10
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    collected = {item.nodeid for item in request.session.items}
+    for row in rows:
+        assert len(row) == 4
+        for cell in row[1:]:
+            (file, name, case) = re.search(r"`(\w+)::(\w+)(?:\[(\w+)\])?`", cell).groups()
+            assert f"def {name}(" in files[file], cell
+            cases = {node for node in collected if f"/{file}.py::{name}" in node}
+            if cases and case:
+                assert any(re.search(rf"(?<![a-z_]){case}(?![a-z0-9])", node.partition("[")[2]) for node in cases), cell

@@ -16,6 +16,8 @@ SHELF = [
     "HybridConfig",
     "HybridForCausalLM",
     "convert",
+    "export_model",
+    "verify_export",
     "Mixer",
     "MIXERS",
     "DistillLoss",

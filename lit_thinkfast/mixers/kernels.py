@@ -100,7 +100,10 @@ def find_selective_scan(device: torch.device, kernel: str, dtype: torch.dtype = 
     """
     if kernel == "reference":
         return _in_float64(reference_selective_scan)
-    if not _fused(device, kernel, dtype) or not fresh:
+    if not _fused(device, kernel, dtype):
+        return selective_scan
+    if not fresh:
+        _say_once("packed rows and initial states of mamba1 are not for the fused scan; the slower torch path runs")
         return selective_scan
     found = _load("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
     return selective_scan if found is None else functools.partial(_selective_scan, found)
@@ -146,6 +149,11 @@ def _load(module: str, name: str) -> Callable[..., Any] | None:
         return None
     logger.info("%s.%s runs on CUDA", module, name)
     return found
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _in_float64(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -285,7 +285,7 @@ def _card(model: HybridForCausalLM, foreign: ForeignModel, to: str, error: float
             f"`{EXPECTED}` holds a fixed prompt of {_PROMPT_TOKENS} tokens and the logits of the student at its last "
             f"{_POSITIONS} positions, in float32. This folder was loaded and checked against them before it was "
             f"finished: largest error {error:.1e}, relative to the largest logit; {TOLERANCE:.0e} is tolerated. Check "
-            "again, in Python with `lit_thinkfast.models.export.verify_export`, or:",
+            "again, in Python with `lit_thinkfast.verify_export`, or:",
             "",
             "```shell",
             "lit-thinkfast export --verify this/folder",

@@ -41,7 +41,7 @@ CONFIGS = {
 }
 ATTENTION_LAYERS = {"hybrid": [1], "recurrent": [], "attention": [0, 1, 2]}
 LAYOUTS = (
-    "hybrid", "recurrent", "attention",
+    "attention", "hybrid mamba2", "recurrent mamba2",
     "hybrid mamba1", "recurrent mamba1", "hybrid discrete_mamba2", "recurrent discrete_mamba2",
 )  # fmt: skip
 OPTIONS = {"mamba1": {"d_state": 4}}
