@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ TRAINER_VERBS = {
 }
 TOOL_VERBS = {
     "convert": "teacher folder or hub id -> student folder",
+    "sensitivity": "teacher and a corpus -> which layers should keep attention (resumable)",
     "export": "model -> Hugging Face folder in a type of your choice",
     "generate": "problems -> completions (JSON lines, resumable, timed)",
     "verify": "completions -> verdicts, with reward scores if a reward model is given",
@@ -35,7 +37,11 @@ TOOL_VERBS = {
     "quickstart": "the whole job on the embedded teacher, end to end",
 }
 # Verbs that are not the function of their name in tools; jsonargparse would find a function named convert on the shelf.
-_ELSEWHERE = {"convert": "tools:convert_teacher", "quickstart": "quickstart:run"}
+_ELSEWHERE = {
+    "convert": "tools:convert_teacher",
+    "quickstart": "quickstart:run",
+    "sensitivity": "layer_choice:sensitivity",
+}
 ALLOWED_IMPORTS = (
     "lit_thinkfast",
     "lightning.pytorch.callbacks",
@@ -86,7 +92,8 @@ def _dispatch(args: Sequence[str] | None) -> None:
         print(f"lit-thinkfast {__version__}")
     elif verb in TOOL_VERBS:
         _guard_imports()
-        _run_tool(verb, [_with_underscores(arg) for arg in argv[1:]])
+        options = [_with_underscores(arg) for arg in argv[1:]]
+        _run_tool(verb, _name_words(options) if verb == "convert" else options)
     elif verb in TRAINER_VERBS:
         _guard_imports()
         _run_trainer(None if args is None else argv)
@@ -233,6 +240,28 @@ def _with_underscores(argument: str) -> str:
     """Return ``--top-p=0.9`` as ``--top_p=0.9``; values, and names behind a dot, are left alone."""
     option = re.match(r"--[^=.]*", argument)
     return argument if option is None else "--" + option[0][2:].replace("-", "_") + argument[option.end() :]
+
+
+def _name_words(argv: list[str]) -> list[str]:
+    """Return the arguments of convert with ``TEACHER OUT`` named, and ``--from`` as ``--source``.
+
+    Every option of that verb takes one value, or has it behind an equals sign, but for those that print and end.
+    """
+    named: list[str] = []
+    words: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("-"):
+            words.append(argument)
+            continue
+        option, equals, value = argument.partition("=")
+        named.append(("--source" if option == "--from" else option) + equals + value)
+        if not equals and option not in ("-h", "--help", "--print_config"):
+            named.extend(itertools.islice(arguments, 1))
+    free = [name for name in ("--teacher", "--out") if not any(arg.partition("=")[0] == name for arg in named)]
+    if len(words) > len(free):
+        _fail(f"convert TEACHER OUT has no place for {words[len(free)]!r}; see lit-thinkfast convert --help")
+    return [*(part for pair in zip(free, words, strict=False) for part in pair), *named]
 
 
 def _is_users(error: Exception) -> bool:
