@@ -60,6 +60,9 @@ class Mixer(nn.Module, ABC):
     full_precision: tuple[str, ...] = ()
     """Names of own parameters that stay in float32 when the model is cast to a smaller type."""
 
+    free_options: tuple[str, ...] = ()
+    """Options of initial values and speed: mixers that keep their weights in another conversion may be given others."""
+
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
@@ -83,7 +86,12 @@ class Mixer(nn.Module, ABC):
 
         Returns:
             (b, t, d).
+
+        Raises:
+            ValueError: No rows or no tokens.
         """
+        if not hidden_states.numel():
+            raise ValueError(f"no tokens to mix: hidden_states have shape {tuple(hidden_states.shape)}")
         states = read_states(past_key_values, self.layer_idx)
         one = hidden_states.shape[1] == 1 and attention_mask is None
         if states is not None and one and not torch.is_grad_enabled() and self.kernel != "reference":
@@ -159,7 +167,7 @@ class Mixer(nn.Module, ABC):
         for name, values in kept.items():
             parameter = getattr(self, name)
             if parameter.dtype in (torch.bfloat16, torch.float16) and not values.is_meta:
-                parameter.data = values.to(parameter.device, torch.promote_types(values.dtype, torch.float32))
+                parameter.data = values.to(parameter.device, torch.float32)
         return self
 
 

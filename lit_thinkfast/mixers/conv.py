@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_thinkfast.mixers.documents import document_starts
-from lit_thinkfast.mixers.kernels import find_conv, find_conv_step
+from lit_thinkfast.mixers.kernels import find_conv, find_conv_step, in_float64
+from lit_thinkfast.mixers.reference import reference_conv
 
 Rows = tuple[Tensor, Tensor]
 
@@ -112,8 +113,11 @@ class CausalConv1d(nn.Module):
         Returns:
             (b, t, c).
         """
-        if initial_state is None and (other := find_conv(x, self.kernel_size, self.kernel)) is not None:
-            return other(x, self.weight[:, 0], self.bias, seq_idx=seq_idx)
+        if self.kernel == "reference":
+            loop = in_float64(reference_conv)
+            return loop(x, self.weight[:, 0], self.bias, seq_idx=seq_idx, initial_state=initial_state)  # type: ignore[no-any-return]
+        if initial_state is None and (fused := find_conv(x, self.kernel_size, self.kernel)) is not None:
+            return fused(x, self.weight[:, 0], self.bias, seq_idx=seq_idx)
         past = 0
         if initial_state is not None:
             past = self.kernel_size - 1

@@ -60,6 +60,7 @@ class DiscreteMamba2Mixer(StateSpaceMixer):
     """
 
     full_precision = ("D",)
+    free_options = ("chunk_size",)
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class DiscreteMamba2Mixer(StateSpaceMixer):
                 start.
         """
         if self.z_bias is None:
-            raise ValueError("a neutral start needs z_bias; leave out the option bias, or use init 'random'")
+            raise ValueError("a neutral start needs z_bias; set the option bias to false, or use init 'random'")
         self._neutral()
         self.out_proj.weight.div_(_OUTPUT_SHRINK)
 
@@ -195,8 +196,8 @@ class DiscreteMamba2Mixer(StateSpaceMixer):
         self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
     ) -> Tensor:
         """Return (b, h, t, t): what maps the convolved x of each head to y, before the gate, D on its diagonal."""
+        inputs = self.conv_outputs(hidden_states, attention_mask, seq_idx)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            inputs = self.conv_outputs(hidden_states, attention_mask, seq_idx)
             _, log_decay, B, C = self._recurrence(*inputs)
             weights = decay_matrix(log_decay, B, C, seq_idx=seq_idx)
             if (mask := inputs[2]) is not None:

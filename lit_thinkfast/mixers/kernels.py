@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.reference import (
-    reference_conv,
     reference_decay_scan,
     reference_scan,
     reference_selective_scan,
@@ -46,10 +46,8 @@ def check_kernel(kernel: str) -> str:
 def find_conv(x: Tensor, kernel_size: int, kernel: str) -> Callable[..., Tensor] | None:
     """Return ``conv(x (b t c), weight (c k), bias (c), seq_idx=)`` in the place of ours, or ``None`` to take ours.
 
-    The fused one has at most four taps, and reads eight channels at once.
+    The fused one has at most four taps, and reads eight channels at once. It starts from zeros.
     """
-    if kernel == "reference":
-        return _in_float64(reference_conv)
     if not _fused(x.device, kernel, x.dtype) or kernel_size > 4 or x.shape[-1] % 8:
         return None
     found = _load("causal_conv1d", "causal_conv1d_fn")
@@ -75,14 +73,14 @@ def find_conv_step(x: Tensor, kernel_size: int, kernel: str) -> Callable[..., Te
 
 
 def find_decay_scan(device: torch.device, kernel: str) -> Scan:
-    """Return :func:`decay_scan` or its reference: no fused kernel takes a decay of its own without a division."""
-    return _in_float64(reference_decay_scan) if kernel == "reference" else decay_scan
+    """Return :func:`decay_scan` or its reference: no kernel of mamba-ssm takes a decay of its own undivided."""
+    return in_float64(reference_decay_scan) if kernel == "reference" else decay_scan
 
 
 def find_scan(device: torch.device, kernel: str, dtype: torch.dtype = torch.float32) -> Scan:
     """Return a function with the signature of :func:`chunked_scan`."""
     if kernel == "reference":
-        return _in_float64(reference_scan)
+        return in_float64(reference_scan)
     if not _fused(device, kernel, dtype):
         return chunked_scan
     found = _load("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
@@ -96,16 +94,22 @@ def find_selective_scan(device: torch.device, kernel: str, dtype: torch.dtype = 
         device: Of the tensors.
         kernel: One of ``KERNELS``.
         dtype: Of the tensors.
-        fresh: One document a row, from a state of zeros: all that the fused kernel knows.
+        fresh: One document a row, from a state of zeros: all that the fused kernel knows. It gives the last state no
+            gradient.
     """
     if kernel == "reference":
-        return _in_float64(reference_selective_scan)
+        return in_float64(reference_selective_scan)
     if not _fused(device, kernel, dtype):
         return selective_scan
     if not fresh:
         _say_once("packed rows and initial states of mamba1 are not for the fused scan; the slower torch path runs")
         return selective_scan
-    found = _load("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+    module = "mamba_ssm.ops.selective_scan_interface"
+    found = _load(module, "selective_scan_fn")
+    if found is not None and getattr(sys.modules.get(module), "selective_scan_cuda", None) is None:
+        # The function is there also where mamba-ssm was built without the extension that it calls.
+        _say_once("mamba-ssm was built without selective_scan_cuda; mamba1 runs in torch, which is slower")
+        found = None
     return selective_scan if found is None else functools.partial(_selective_scan, found)
 
 
@@ -156,7 +160,7 @@ def _say_once(message: str) -> None:
     logger.warning(message)
 
 
-def _in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run a reference in float64, and give its results in the type of the first argument."""
 
     def wide(value: Any) -> Any:

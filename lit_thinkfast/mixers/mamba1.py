@@ -60,6 +60,7 @@ class Mamba1Mixer(StateSpaceMixer):
     """
 
     full_precision = ("A_log", "D", "dt_bias")
+    free_options = ("dt_min", "dt_max")
 
     def __init__(
         self,

@@ -76,6 +76,7 @@ class Mamba2Mixer(StateSpaceMixer):
     """
 
     full_precision = ("A_log", "D", "dt_bias")
+    free_options = ("chunk_size", "dt_min", "dt_max", "a_min", "a_max")
 
     def __init__(
         self,
@@ -168,8 +169,9 @@ class Mamba2Mixer(StateSpaceMixer):
         self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
     ) -> Tensor:
         """Return (b, h, t, t): what maps the convolved x of each head to y, before gate and norm, D on its diagonal."""
+        inputs = self.conv_outputs(hidden_states, attention_mask, seq_idx)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            _, dt, A, B, C = self._recurrence(*self.conv_outputs(hidden_states, attention_mask, seq_idx))
+            _, dt, A, B, C = self._recurrence(*inputs)
             weights = decay_matrix(dt * A, B, C, seq_idx=seq_idx) * dt.transpose(1, 2)[:, :, None]
             return weights + torch.diag_embed(widen(self.D)[:, None].expand(-1, weights.shape[-1]))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_thinkfast.mixers.documents import document_starts
+from lit_thinkfast.mixers.heads import widen
 
 _STATE_ENTRIES_AT_ONCE = 1 << 20  # 4 MiB; beyond, a step was up to five times slower
 
@@ -57,11 +58,12 @@ def decay_scan(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence of :func:`lit_thinkfast.mixers.reference.reference_decay_scan` in chunks.
 
-    Costs O(t (chunk_size + n) p) a head, and temporaries of b t h chunk_size elements. Any length t will do.
+    Costs O(t (chunk_size + n) p) a head, and temporaries of b t h chunk_size elements. Any length t will do. It runs in
+    float32 at least, under any autocast: decays close to one do not survive bfloat16.
 
     Args:
         x: (b, t, h, p).
-        log_decay: (b, t, h), at most zero; zero keeps the state.
+        log_decay: (b, t, h), finite, at most zero; zero keeps the state.
         B: (b, t, h, n).
         C: (b, t, h, n).
         seq_idx: (b, t); the state restarts from zero where it changes.
@@ -69,8 +71,26 @@ def decay_scan(
         chunk_size: Tokens a chunk.
 
     Returns:
-        y (b, t, h, p) and the last state (b, h, p, n).
+        y (b, t, h, p), in the type of x, and the last state (b, h, p, n), in float32 at least.
     """
+    dtype = x.dtype
+    with torch.autocast(x.device.type, enabled=False):
+        y, last = _decay_scan(
+            widen(x), widen(log_decay), widen(B), widen(C), seq_idx, initial_state, chunk_size=chunk_size
+        )
+    return y.to(dtype), last
+
+
+def _decay_scan(
+    x: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    seq_idx: Tensor | None,
+    initial_state: Tensor | None,
+    *,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
     batch, time, heads, width = x.shape
     size = B.shape[-1]
     chunk = min(chunk_size, time)
@@ -83,10 +103,10 @@ def decay_scan(
         return chunks.transpose(2, 3).contiguous()
 
     xs, Bs, Cs = split(x), split(B), split(C)
-    cumulative = split(log_decay[..., None])[..., 0].cumsum(-1)
+    cumulative, rest = _precise_cumsum(split(log_decay[..., None])[..., 0])
 
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    to_end = cumulative[..., -1:] - cumulative
+    to_end = (cumulative[..., -1:] - cumulative) + (rest[..., -1:] - rest)
     from_start, whole = cumulative, cumulative[..., -1]
     if seq_idx is not None:
         document = document_starts(seq_idx).cumsum(1)
@@ -99,7 +119,7 @@ def decay_scan(
         from_start = from_start.masked_fill(document != before, never)
         whole = whole.masked_fill(document[..., -1] != before[..., 0], never)
 
-    decay = (cumulative[..., :, None] - cumulative[..., None, :]).masked_fill_(~causal, -torch.inf).exp_()
+    decay = _differences(cumulative, rest).masked_fill_(~causal, -torch.inf).exp_()
     y = (Cs @ Bs.mT * decay) @ xs
     new = (Bs * to_end.exp()[..., None]).mT @ xs  # (b, chunks, h, n, p)
     first = new.new_zeros(batch, heads, size, width) if initial_state is None else initial_state.to(new.dtype).mT
@@ -107,6 +127,22 @@ def decay_scan(
     y = y + (Cs * from_start.exp()[..., None]) @ starts
     y = y.transpose(2, 3).reshape(batch, -1, heads, width)[:, :time]
     return y, last.mT
+
+
+def _precise_cumsum(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cumulative sums along the last axis, and what rounding took from them.
+
+    Differences of the rounded sums alone would lose a weak decay that comes after strong ones.
+    """
+    exact = log_decay.double().cumsum(-1)
+    rounded = exact.to(log_decay.dtype)
+    return rounded, (exact - rounded).detach().to(log_decay.dtype)
+
+
+def _differences(cumulative: Tensor, rest: Tensor) -> Tensor:
+    """(..., t) -> (..., t, t): the sum of what lies between two places, as exact as the type allows."""
+    rough = cumulative[..., :, None] - cumulative[..., None, :]
+    return rough.add_(rest[..., :, None]).sub_(rest[..., None, :])
 
 
 def decay_matrix(log_decay: Tensor, B: Tensor, C: Tensor, *, seq_idx: Tensor | None = None) -> Tensor:
@@ -124,12 +160,12 @@ def decay_matrix(log_decay: Tensor, B: Tensor, C: Tensor, *, seq_idx: Tensor | N
         (b, h, t, t).
     """
     time = log_decay.shape[1]
-    cumulative = log_decay.transpose(1, 2).cumsum(-1)
+    cumulative, rest = _precise_cumsum(log_decay.transpose(1, 2))
     seen = torch.ones(time, time, dtype=torch.bool, device=B.device).tril()
     if seq_idx is not None:
         document = document_starts(seq_idx).cumsum(1)[:, None]
         seen = seen & (document[..., :, None] == document[..., None, :])
-    decay = (cumulative[..., :, None] - cumulative[..., None, :]).masked_fill(~seen, -torch.inf).exp()
+    decay = _differences(cumulative, rest).masked_fill(~seen, -torch.inf).exp()
     return torch.einsum("blhn,bshn->bhls", C, B) * decay
 
 

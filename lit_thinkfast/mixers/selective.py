@@ -18,6 +18,7 @@ from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.scan import in_blocks
 
 _ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}  # state entries one operation works on: enough to hide its launch
+_SHORTEST_STRETCH = 64  # tokens
 _ELEMENTS_KEPT = 1 << 23  # state entries that the backward pass computes again, and keeps, at a time
 
 
@@ -34,7 +35,7 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence of :func:`lit_thinkfast.mixers.reference.reference_selective_scan` in chunks.
 
-    Memory beyond inputs, outputs and their gradients does not grow with t, neither forward nor backward.
+    Kept for the backward pass are the inputs, and less than a state for every ten tokens.
 
     Args:
         x: (b, t, d).
@@ -51,6 +52,17 @@ def selective_scan(
     """
     batch, time, channels = x.shape
     groups, size = B.shape[2:]
+    rows = max(1, _ELEMENTS_KEPT // (min(time, _SHORTEST_STRETCH) * channels * size))
+    if rows < batch:  # rows have nothing to do with each other; a few at a time can go on for longer
+        options = {"D": D, "seq_idx": seq_idx, "initial_state": initial_state}
+        parts = [
+            selective_scan(
+                x[at], dt[at], A, B[at], C[at], **{n: v if v is None or n == "D" else v[at] for n, v in options.items()}
+            )
+            for at in (slice(start, start + rows) for start in range(0, batch, rows))
+        ]
+        ys, states = zip(*parts, strict=True)
+        return torch.cat(ys), torch.cat(states)
     shape = (groups, channels // groups)
     u, step = (x * dt).unflatten(-1, shape), dt.unflatten(-1, shape)
     rates = A.unflatten(0, shape)
@@ -135,7 +147,7 @@ class _Scan(torch.autograd.Function):
             y[:, :, i] = (h * parts.C[:, :, i, :, None]).sum(-1)
         ctx.save_for_backward(u, dt, B, C, A, starts, restart)
         ctx.chunks = chunks
-        return y.flatten(1, 2), h[:, -1]
+        return y.flatten(1, 2), h[:, -1].clone()
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -172,7 +172,8 @@ class HybridAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        # Angles are in the type of the hidden states, wider than the projections under autocast.
+        query, key = (part.to(value.dtype) for part in apply_rotary_pos_emb(query, key, *position_embeddings))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         dropout = self.dropout if self.training else 0.0

@@ -5,6 +5,7 @@ The attention initialisation follows MambaInLlama (arXiv:2408.15237, Algorithm 1
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lit_thinkfast.mixers import ATTENTION, Mixer
+from lit_thinkfast.mixers import ATTENTION, Mixer, mixer_class
 from lit_thinkfast.mixers.base import check_options
 from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
 from lit_thinkfast.models.folders import check_free, save_folder
@@ -62,7 +63,7 @@ def convert(
             neutrally, with an open gate and an identity convolution, as before MOHAWK's first stage, ``"random"`` from
             scratch; always, all other weights are the teacher's.
         mixer_options: Options of ``mixer``; of a student, those that are not given stay as they are. Mixers that it
-            keeps keep their weights, so that initial values are for the new ones and other shapes are refused.
+            keeps keep their weights: initial values are for the new ones, and what would change the others is refused.
         seed: Of the parameters that are new.
 
     Returns:
@@ -95,6 +96,7 @@ def convert(
     if isinstance(teacher.config, HybridConfig):
         _check_attention_left(teacher.config.layer_mixers or [], names, init=init)
         kept = {k: v for k, v in (teacher.config.mixer_options or {}).items() if k in names}
+        _check_kept_options(teacher.config, names, mixer=mixer, given=options.get(mixer, {}))
         options = kept | {k: kept.get(k, {}) | v for k, v in options.items()}
     values = {key: value for key, value in teacher.config.to_dict().items() if key not in _NOT_TAKEN_OVER}
     config = HybridConfig(**values | {"base_model_type": family, "layer_mixers": names, "mixer_options": options})
@@ -210,6 +212,20 @@ def _check_attention_left(before: list[str], after: list[str], *, init: str) -> 
             raise ValueError(f"{lost} to go back to; convert the model that still has it")
         if init == "attention":
             raise ValueError(f"{lost} to start {new} from; use init 'mohawk' or 'random'")
+
+
+def _check_kept_options(config: HybridConfig, names: list[str], *, mixer: str, given: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if an option would make another function of mixers that keep their weights."""
+    pairs = list(zip(config.layer_mixers or [], names, strict=True))
+    if (mixer, mixer) not in pairs or mixer == ATTENTION:
+        return
+    parameters = inspect.signature(mixer_class(mixer).__init__).parameters
+    before = config.options_of(mixer)
+    for option, value in given.items():
+        own = before.get(option, parameters[option].default)
+        if value != own and option not in mixer_class(mixer).free_options:
+            kept = f"layer {pairs.index((mixer, mixer))} keeps its {mixer} mixer"
+            raise ValueError(f"{kept}, which has {option} {own!r}; leave {option} out of mixer_options")
 
 
 @torch.no_grad()

@@ -63,3 +63,18 @@ def test_last_inputs_of_rows_padded_on_the_right():
     x = torch.arange(10, dtype=torch.float64).view(2, 5, 1)
     window = conv.last_inputs(x, initial_state=None, lengths=torch.tensor([5, 2]))
     assert window[:, 0].tolist() == [[2.0, 3.0, 4.0], [0.0, 5.0, 6.0]]
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_the_reference_runs_in_float64(stateful):
+    conv = make().float()
+    x = torch.randn(2, 9, 3)
+    state = torch.randn(2, 3, 3) if stateful else None
+    expected = reference_conv(
+        x.double(),
+        conv.weight[:, 0].double(),
+        conv.bias.double(),
+        initial_state=None if state is None else state.double(),
+    )
+    conv.kernel = "reference"
+    assert torch.equal(conv(x, initial_state=state), expected.float())

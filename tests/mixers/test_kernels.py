@@ -1,5 +1,8 @@
 """The fused CUDA kernels against the torch paths, where there is a CUDA device and they are installed."""
 
+import sys
+import types
+
 import pytest
 import torch
 from torch.nn.functional import softplus
@@ -37,6 +40,22 @@ def test_only_auto_takes_a_fused_kernel():
     assert kernels.find_selective_scan(cuda, "auto", fresh=False) is selective_scan, "it knows no documents or states"
     with pytest.raises(ValueError, match="unknown kernel 'triton'; use one of auto, torch, reference"):
         kernels.check_kernel("triton")
+
+
+def test_a_build_without_the_scan_of_mamba1_is_told_once(monkeypatch, caplog):
+    """mamba-ssm may import although the extension that its Mamba-1 scan calls was not built."""
+    module = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    module.selective_scan_cuda = None
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(kernels, "_load", lambda module, name: print)
+    kernels._say_once.cache_clear()
+    for _ in range(2):
+        assert kernels.find_selective_scan(torch.device("cuda"), "auto", fresh=True) is selective_scan
+    assert [record.message for record in caplog.records] == [
+        "mamba-ssm was built without selective_scan_cuda; mamba1 runs in torch, which is slower"
+    ]
+    module.selective_scan_cuda = module
+    assert kernels.find_selective_scan(torch.device("cuda"), "auto", fresh=True) is not selective_scan
 
 
 class TestOnGpu:

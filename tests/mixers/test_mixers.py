@@ -151,6 +151,7 @@ def test_decays_stay_in_float32(tools, variant):
         assert torch.equal(getattr(mixer, name), values)
     out, states = mix(mixer, draw(2, 7, 24).bfloat16())
     assert (out.dtype, states.state.dtype) == (torch.bfloat16, torch.float32)
+    assert mixer.double().bfloat16().D.dtype == torch.float32
 
 
 class Attention(nn.Module):
@@ -249,8 +250,46 @@ def test_neutral_start(tools):
     for name, options in (("mamba1", {"d_state": 8}), ("mamba2", {})):
         with pytest.raises(ValueError, match="has no neutral start"):
             MIXERS[name](config, 0, **options).init_mohawk()
-    with pytest.raises(ValueError, match="needs z_bias"):
+    with pytest.raises(ValueError, match="needs z_bias; set the option bias to false"):
         MIXERS["discrete_mamba2"](config, 0, bias=True).init_mohawk()
+
+
+def test_published_initial_values(tools):
+    """Of fresh mixers: S4D-real or uniform rates, log-uniform steps, D one, torch's own range for projections."""
+    config = tools.config(hidden_size=512, num_attention_heads=64, num_key_value_heads=16)
+    mamba1, mamba2, discrete = (MIXERS[name](config, 0, **options) for name, options in (
+        ("mamba1", {"d_state": 8}), ("mamba2", {}), ("discrete_mamba2", {}),
+    ))  # fmt: skip
+    assert torch.equal(mamba1.A_log, torch.arange(1.0, 9.0).log().expand(512, 8))
+    assert mamba1.dt_rank == 32
+    assert 0.9 * 32**-0.5 < mamba1.dt_proj.weight.abs().max() <= 32**-0.5
+    assert 1 <= mamba2.A_log.exp().min() < 3 < 14 < mamba2.A_log.exp().max() <= 16
+    for mixer in (mamba1, mamba2):
+        steps = torch.nn.functional.softplus(mixer.dt_bias)
+        assert 1e-3 * 0.99 <= steps.min() < 2e-3
+        assert 0.05 < steps.max() <= 0.1 * 1.01
+        assert 0.006 < steps.median() < 0.017  # 0.01 in the middle of a log-uniform range
+    assert not discrete.z_bias.any()
+    for mixer in (mamba1, mamba2, discrete):
+        assert torch.equal(mixer.D, torch.ones_like(mixer.D))
+        assert 0.9 * 512**-0.5 < mixer.in_proj.weight.abs().max() <= 512**-0.5
+        assert 0.4 < mixer.conv1d.weight.abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("name", ["mamba2", "discrete_mamba2"])
+def test_matrix_under_autocast(tools, name):
+    mixer = tools.mixer(name, dtype=torch.float32)
+    x = draw(1, 6, 24).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        M = mixer.matrix(x.bfloat16())
+    assert M.dtype == torch.float32
+    assert_close(M, mixer.matrix(x), 0.1)
+
+
+def test_nothing_to_mix_is_told(tools, variant):
+    for shape in ((0, 3, 24), (2, 0, 24)):
+        with pytest.raises(ValueError, match="no tokens to mix"):
+            tools.mixer(variant)(torch.zeros(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

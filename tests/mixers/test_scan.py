@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lit_thinkfast.mixers import scan
-from lit_thinkfast.mixers.reference import reference_scan
-from lit_thinkfast.mixers.scan import chunked_scan, scan_step
+from lit_thinkfast.mixers.reference import reference_decay_scan, reference_scan
+from lit_thinkfast.mixers.scan import chunked_scan, decay_matrix, decay_scan, scan_step
 
 
 def make_inputs(batch=2, time=37, heads=3, width=5, size=4, seed=0, requires_grad=False):
@@ -114,3 +114,28 @@ def test_large_states_step_in_blocks(monkeypatch):
     for y, own in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(own, results[0][1])
+
+
+@pytest.mark.parametrize("strong", [-20.0, -1e3, -1e4])
+def test_weak_decays_beside_strong_ones_are_not_lost(strong):
+    """Of large cumulative sums the differences matter: float32 against the loop in float64, and the matrix too."""
+    values = make_inputs(time=512, heads=2)
+    log_decay = torch.where(torch.rand(2, 512, 2, generator=torch.Generator().manual_seed(0)) < 0.5, strong, -0.01)
+    x, B, C = (values[name] for name in ("x", "B", "C"))
+    expected, _ = reference_decay_scan(x, log_decay.double(), B, C)
+    actual, _ = decay_scan(x.float(), log_decay, B.float(), C.float())
+    assert (actual - expected).abs().max() < 1e-6 * expected.abs().max()
+    M = decay_matrix(log_decay, B.float(), C.float())
+    assert (torch.einsum("bhls,bshp->blhp", M, x.float()) - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_small_types_and_autocast_do_not_round_decays():
+    values = {name: value.bfloat16() for name, value in make_inputs(time=300).items()}
+    log_decay = torch.full((2, 300, 3), -1e-3).bfloat16()
+    x, B, C = (values[name] for name in ("x", "B", "C"))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = decay_scan(x, log_decay, B, C)
+    expected, last = reference_decay_scan(*(part.double() for part in (x, log_decay, B, C)))
+    assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    assert (state - last).abs().max() < 1e-5 * last.abs().max()
+    assert (y - expected).abs().max() < 0.01 * expected.abs().max()

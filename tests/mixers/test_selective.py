@@ -88,10 +88,28 @@ def test_strong_decay_stays_finite_in_float32():
     assert all(torch.isfinite(value.grad).all() for value in values.values())
 
 
-def test_memory_does_not_grow_with_gradients_kept():
-    """What is saved for the backward pass is the inputs and the states between chunks, not a state for each token."""
-    values = make_inputs(time=64)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        selective_scan(**values)
-    assert max(t.numel() for t in saved) == values["B"].numel()
+@pytest.mark.parametrize(("batch", "time"), [(1, 256), (64, 256), (3, 300)])
+def test_what_is_kept_for_the_backward_pass(monkeypatch, batch, time):
+    """Inputs, and less than a state for every ten tokens, also where a batch is too large for a long stretch."""
+    monkeypatch.setattr(selective, "_ELEMENTS_KEPT", 1 << 15)
+    monkeypatch.setitem(selective._ELEMENTS_AT_ONCE, "cpu", 1 << 10)
+    values = make_inputs(batch=batch, time=time)
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.setdefault((t.data_ptr(), t.shape), t) is None or t, lambda t: t
+    ):
+        y, last = selective_scan(**values)
+    inputs = batch * time * (3 * 12 + 2 * 3 * 5)
+    states = sum(t.numel() for t in saved.values()) - inputs
+    assert states < batch * 12 * 5 * time / 10 + inputs
+    (y.sum() + last.sum()).backward()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_large_batch_goes_a_few_rows_at_a_time(monkeypatch, packed):
+    values = make_inputs(batch=5)
+    seq_idx = (torch.rand(5, 23, generator=torch.Generator().manual_seed(1)) < 0.2).cumsum(1) if packed else None
+    expected = run(reference_selective_scan, values, seq_idx)
+    monkeypatch.setattr(selective, "_ELEMENTS_KEPT", 2 * 23 * 60)
+    for ours, theirs in zip(run(selective_scan, values, seq_idx), expected, strict=True):
+        assert_close(ours, theirs)

@@ -224,7 +224,9 @@ def test_initial_values_are_for_new_mixers_only(helpers):
     rates = [layer.mixer.A_log.exp() for layer in second.model.layers]
     assert torch.equal(rates[0], first.model.layers[0].mixer.A_log.exp())
     assert 20 <= rates[1].min() <= rates[1].max() <= 30
-    with pytest.raises(ValueError, match=r"conv1d.weight, which is kept, has shape \(64, 1, 3\)") as error:
+    with pytest.raises(
+        ValueError, match="layer 0 keeps its mamba2 mixer, which has d_conv 3; leave d_conv out"
+    ) as error:
         convert(first, mixer_options={"d_conv": 4})
     assert "mixer_options" in one_line(error)
     assert convert(first, attention_layers=[1]).config.options_of("mamba2") == {"d_conv": 3, "a_max": 2.0}
@@ -377,3 +379,15 @@ def test_a_teacher_in_sixteen_bits_keeps_its_positions(helpers, tmp_path):
         assert torch.equal(again(ids).logits, made(ids).logits)
     frequencies = student.model.rotary_emb.inv_freq
     assert torch.equal(student.half().model.rotary_emb.inv_freq, frequencies)
+
+
+def test_options_that_would_change_kept_mixers_are_refused(helpers):
+    options = {"d_state": 4, "gqa_expand": "reference", "dt_bias_mult": 2}
+    first = convert(helpers.teacher(), attention_layers=[1], mixer="mamba1", mixer_options=options)
+    for changed in ({"dt_bias_mult": 1}, {"gqa_expand": "head"}, {"d_conv": 3}):
+        with pytest.raises(ValueError, match="layer 0 keeps its mamba1 mixer") as error:
+            convert(first, mixer="mamba1", mixer_options=changed)
+        one_line(error)
+    again = convert(first, mixer="mamba1", mixer_options={"dt_bias_mult": 2, "d_conv": 4, "dt_max": 0.2})
+    assert again.config.options_of("mamba1") == {**options, "d_conv": 4, "dt_max": 0.2}
+    assert convert(first, mixer="mamba2", init="random").config.layer_mixers == ["mamba2"] * 3

@@ -140,6 +140,17 @@ def test_a_kernel_for_documents_is_given_all_rows_end_to_end(helpers, monkeypatc
     assert called
 
 
+def test_under_autocast_packed_attention_is_asked_for_in_sixteen_bits(helpers, monkeypatch):
+    from lit_thinkfast.models import attention
+
+    asked = []
+    monkeypatch.setattr(attention, "find_varlen_attention", lambda device, dtype: asked.append(dtype))
+    student = helpers.student("hybrid")
+    with torch.autocast("cpu", torch.bfloat16):
+        student(helpers.tokens(1, 9), seq_idx=torch.tensor([[0] * 4 + [1] * 5]))
+    assert asked == [torch.bfloat16]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(helpers, layout, family, side):

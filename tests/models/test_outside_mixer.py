@@ -102,3 +102,14 @@ def test_the_command_line_takes_it(tiny_teacher, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "layers gla attention" in ran.stdout
     assert load_model(tmp_path / "out").config.mixer_options == {"gla": {"floor": 0.7}}
+
+
+def test_in_bfloat16_decoding_agrees_with_the_whole(helpers, tmp_path):
+    """Decays close to one must not be rounded away, neither in a scan nor in a cache."""
+    student = convert(helpers.teacher(), mixer="gla", mixer_options={"floor": 0.999}).bfloat16()
+    ids = helpers.tokens(1, 240)
+    cache = HybridCache(student.config, 1, 240, dtype=torch.bfloat16)
+    with torch.no_grad():
+        whole = student(ids, use_cache=False).logits
+        steps = torch.cat([student(ids[:, t : t + 1], past_key_values=cache).logits for t in range(240)], 1)
+    assert (steps - whole).abs().max() < 0.05 * whole.abs().max()
