@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import multiprocessing
 import statistics
 import time
@@ -73,8 +72,16 @@ def with_gradients(run: Callable[[dict[str, Tensor]], Tensor], values: dict[str,
     return [y, *torch.autograd.grad(y.square().sum(), list(values.values()))]
 
 
+def quiet() -> None:
+    """Keep transformers from telling that it falls back to torch: that is what is measured."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
 def peak_of(name: str, time_steps: int, queue: Any) -> None:
     """In a process of its own: the highest memory in forward and backward, above what was there before, in MiB."""
+    quiet()
     torch.set_num_threads(1)
     with_gradients(SCANS[name], mamba2_inputs(STOCK_CHUNK))  # whatever is loaded once
     values = mamba2_inputs(time_steps)
@@ -288,7 +295,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     options = parser.parse_args()
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # that it falls back to torch is what is measured
+    quiet()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     before = calibrate()

@@ -1,49 +1,22 @@
 """The recurrence of heads with one decay each: in chunks for training and prefill, one step for decoding. Pure torch.
 
 ``h_t = exp(log_decay_t) h_{t-1} + x_t B_t^T``, ``y_t = h_t C_t``: Mamba-2 is the case of ``dt x`` and ``dt A``,
-discrete Mamba-2 that of a decay of its own. Within a chunk the recurrence is a masked matrix product, between chunks a
-short loop over states (the SSD algorithm, arXiv:2405.21060, sec. 6). Decays are kept as logarithms until the last
-moment and masked *before* the exponential, so nothing overflows. Symbols as in ``reference.py``, which holds the twins.
+discrete Mamba-2 that of a decay of its own. Symbols as in ``reference.py``, which holds the twins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_thinkfast.mixers.chunked import ChunkedScan, differences, precise_cumsum
 from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.heads import widen
 
 _STATE_ENTRIES_AT_ONCE = 1 << 20  # 4 MiB; beyond, a step was up to five times slower
-
-
-class _PassStates(torch.autograd.Function):
-    """From each chunk's own contribution to the state at the start of each chunk: ``s_{i+1} = decay_i s_i + new_i``."""
-
-    @staticmethod
-    def forward(ctx: Any, new: Tensor, decay: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-        starts = torch.empty_like(new)
-        state = initial
-        for i in range(new.shape[1]):
-            starts[:, i] = state
-            state = torch.addcmul(new[:, i], starts[:, i], decay[:, i, :, None, None])
-        ctx.save_for_backward(starts, decay)
-        return starts, state
-
-    @staticmethod
-    def backward(ctx: Any, grad_starts: Tensor, grad_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        starts, decay = ctx.saved_tensors
-        grad_new = torch.empty_like(starts)
-        grad = grad_last
-        for i in reversed(range(starts.shape[1])):
-            grad_new[:, i] = grad
-            grad = torch.addcmul(grad_starts[:, i], grad, decay[:, i, :, None, None])
-        grad_decay = torch.einsum("...np,...np->...", grad_new, starts)
-        return grad_new, grad_decay, grad
 
 
 def decay_scan(
@@ -58,7 +31,7 @@ def decay_scan(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence of :func:`lit_thinkfast.mixers.reference.reference_decay_scan` in chunks.
 
-    Costs O(t (chunk_size + n) p) a head, and temporaries of b t h chunk_size elements. Any length t will do. It runs in
+    Costs O(t (chunk_size + n) p) a head; keeps a state a chunk for the backward pass. Any length t will do. It runs in
     float32 at least, under any autocast: decays close to one do not survive bfloat16.
 
     Args:
@@ -73,76 +46,25 @@ def decay_scan(
     Returns:
         y (b, t, h, p), in the type of x, and the last state (b, h, p, n), in float32 at least.
     """
-    dtype = x.dtype
-    with torch.autocast(x.device.type, enabled=False):
-        y, last = _decay_scan(
-            widen(x), widen(log_decay), widen(B), widen(C), seq_idx, initial_state, chunk_size=chunk_size
-        )
-    return y.to(dtype), last
-
-
-def _decay_scan(
-    x: Tensor,
-    log_decay: Tensor,
-    B: Tensor,
-    C: Tensor,
-    seq_idx: Tensor | None,
-    initial_state: Tensor | None,
-    *,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor]:
     batch, time, heads, width = x.shape
-    size = B.shape[-1]
     chunk = min(chunk_size, time)
     missing = -time % chunk
 
-    def split(value: Tensor) -> Tensor:
-        """(b, t, h, k) -> (b, chunks, h, chunk, k), contiguous, so that the products below are plain batched ones."""
-        value = pad(value, (0, 0, 0, 0, 0, missing)) if missing else value
-        chunks: Tensor = value.unflatten(1, (-1, chunk))
-        return chunks.transpose(2, 3).contiguous()
+    def fill(value: Tensor) -> Tensor:
+        """Widen, and bring to whole chunks with tokens that leave the state as it is."""
+        value = widen(value)
+        return pad(value, [0, 0] * (value.ndim - 2) + [0, missing]) if missing else value
 
-    xs, Bs, Cs = split(x), split(B), split(C)
-    cumulative, rest = _precise_cumsum(split(log_decay[..., None])[..., 0])
-
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    to_end = (cumulative[..., -1:] - cumulative) + (rest[..., -1:] - rest)
-    from_start, whole = cumulative, cumulative[..., -1]
-    if seq_idx is not None:
-        document = document_starts(seq_idx).cumsum(1)
-        document = torch.cat([document, document[:, -1:].expand(-1, missing)], dim=1)
-        document = document.unflatten(1, (-1, chunk))[:, :, None]  # (b, chunks, 1, chunk)
-        before = torch.cat([torch.zeros_like(document[:, :1, :, -1]), document[:, :-1, :, -1]], dim=1)[..., None]
-        causal = causal & (document[..., :, None] == document[..., None, :])
-        never = -torch.inf
-        to_end = to_end.masked_fill(document != document[..., -1:], never)
-        from_start = from_start.masked_fill(document != before, never)
-        whole = whole.masked_fill(document[..., -1] != before[..., 0], never)
-
-    decay = _differences(cumulative, rest).masked_fill_(~causal, -torch.inf).exp_()
-    y = (Cs @ Bs.mT * decay) @ xs
-    new = (Bs * to_end.exp()[..., None]).mT @ xs  # (b, chunks, h, n, p)
-    first = new.new_zeros(batch, heads, size, width) if initial_state is None else initial_state.to(new.dtype).mT
-    starts, last = _PassStates.apply(new, whole.exp(), first)
-    y = y + (Cs * from_start.exp()[..., None]) @ starts
-    y = y.transpose(2, 3).reshape(batch, -1, heads, width)[:, :time]
-    return y, last.mT
-
-
-def _precise_cumsum(log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cumulative sums along the last axis, and what rounding took from them.
-
-    Differences of the rounded sums alone would lose a weak decay that comes after strong ones.
-    """
-    exact = log_decay.double().cumsum(-1)
-    rounded = exact.to(log_decay.dtype)
-    return rounded, (exact - rounded).detach().to(log_decay.dtype)
-
-
-def _differences(cumulative: Tensor, rest: Tensor) -> Tensor:
-    """(..., t) -> (..., t, t): the sum of what lies between two places, as exact as the type allows."""
-    rough = cumulative[..., :, None] - cumulative[..., None, :]
-    return rough.add_(rest[..., :, None]).sub_(rest[..., None, :])
+    with torch.autocast(x.device.type, enabled=False):
+        parts = [fill(value) for value in (x, log_decay, B, C)]
+        shape = (batch, heads, B.shape[-1], width)
+        first = parts[0].new_zeros(shape) if initial_state is None else initial_state.to(parts[0].dtype).mT
+        document = None
+        if seq_idx is not None:
+            document = document_starts(seq_idx).cumsum(1)
+            document = torch.cat([document, document[:, -1:].expand(-1, missing)], dim=1)
+        y, last = ChunkedScan.apply(*parts, first, document, chunk)
+    return y[:, :time].to(x.dtype), last.mT
 
 
 def decay_matrix(log_decay: Tensor, B: Tensor, C: Tensor, *, seq_idx: Tensor | None = None) -> Tensor:
@@ -160,12 +82,12 @@ def decay_matrix(log_decay: Tensor, B: Tensor, C: Tensor, *, seq_idx: Tensor | N
         (b, h, t, t).
     """
     time = log_decay.shape[1]
-    cumulative, rest = _precise_cumsum(log_decay.transpose(1, 2))
+    cumulative, rest = precise_cumsum(log_decay.transpose(1, 2))
     seen = torch.ones(time, time, dtype=torch.bool, device=B.device).tril()
     if seq_idx is not None:
         document = document_starts(seq_idx).cumsum(1)[:, None]
         seen = seen & (document[..., :, None] == document[..., None, :])
-    decay = _differences(cumulative, rest).masked_fill(~seen, -torch.inf).exp()
+    decay = differences(cumulative, rest).masked_fill(~seen, -torch.inf).exp()
     return torch.einsum("blhn,bshn->bhls", C, B) * decay
 
 

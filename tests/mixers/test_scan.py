@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_thinkfast.mixers import scan
+from lit_thinkfast.mixers import chunked, scan
 from lit_thinkfast.mixers.reference import reference_decay_scan, reference_scan
 from lit_thinkfast.mixers.scan import chunked_scan, decay_matrix, decay_scan, scan_step
 
@@ -139,3 +139,33 @@ def test_small_types_and_autocast_do_not_round_decays():
     assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
     assert (state - last).abs().max() < 1e-5 * last.abs().max()
     assert (y - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_chunks_come_a_few_at_a_time(monkeypatch, packed):
+    """One chunk at a time, two, or all: the same values and gradients as the loop."""
+    values = make_inputs(time=37, requires_grad=True)
+    seq_idx = documents(2, 37) if packed else None
+    results = []
+    for entries in (None, 1, 2 * 2 * 3 * 25, 1 << 20):
+        if entries is not None:
+            monkeypatch.setattr(chunked, "_ENTRIES_AT_ONCE", entries)
+        options = {} if entries is None else {"chunk_size": 5}
+        y, last = (reference_scan if entries is None else chunked_scan)(**values, seq_idx=seq_idx, **options)
+        gradients = torch.autograd.grad(y.square().sum() + last.square().sum(), list(values.values()))
+        results.append((y, last, *gradients))
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            assert_close(actual, expected)
+
+
+def test_only_inputs_and_states_between_chunks_are_kept():
+    values = {name: value.requires_grad_() for name, value in make_inputs(time=64, width=8, size=8).items()}
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.setdefault(t.data_ptr(), t) is None or t, lambda t: t
+    ):
+        chunked_scan(**values, chunk_size=16)
+    inputs = 2 * 64 * 3 * (8 + 8 + 8 + 1)  # x, B, C and dt; of x and dt also the products that the recurrence reads
+    states = 2 * 4 * 3 * 8 * 8
+    assert sum(t.numel() for t in saved.values()) <= inputs + 2 * 64 * 3 * (8 + 1 + 1) + states + 100
