@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 Aggregation = Literal["last", "min", "product", "mean"]
 Judge = Literal["signs", "likelihood"]
-ExportFormat = Literal["granite_hybrid", "bamba", "llamba", "mamba_in_llama"]
+ExportFormat = Literal["granite_hybrid", "bamba", "llama_cpp", "llamba", "mamba_in_llama"]
 
 
 def convert_teacher(
@@ -122,7 +122,7 @@ def export(
     Args:
         model: Folder or hub id of a student or of a Transformer.
         out: Folder to write.
-        to: Format of another project; granite_hybrid and bamba are classes of transformers.
+        to: Format of another project; granite_hybrid and bamba are classes of transformers, llama_cpp a bamba for it.
         verify: Check a folder that was written with --to, instead of writing one.
         dtype: Of the weights in the file, as they are if not given; decay parameters of mixers stay in float32.
         judge: Mark it as a reward model that judges lines by signs, or by likelihood.

@@ -32,7 +32,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lit_thinkfast.models.folders import appears_whole, check_free
 from lit_thinkfast.models.formats import ForeignModel
-from lit_thinkfast.models.granite import card_notes, wrong_behind_padding
+from lit_thinkfast.models.granite import card_notes, wrong_behind_padding, wrong_in_vllm
 from lit_thinkfast.models.loading import load_model
 from lit_thinkfast.models.modeling import HybridForCausalLM
 from lit_thinkfast.reading import first_line, read_causal_lm, told_in_one_line
@@ -69,6 +69,10 @@ TARGETS: dict[str, Target] = {
     ),
     "bamba": Target(
         "lit_thinkfast.models.granite:to_bamba", "a `BambaForCausalLM`: attention and Mamba-2 over gated MLPs"
+    ),
+    "llama_cpp": Target(
+        "lit_thinkfast.models.llama_cpp:to_llama_cpp",
+        "a `BambaForCausalLM`, as bamba, that llama.cpp converts too: its Mamba layers have twice the hidden size",
     ),
     "llamba": Target(
         "lit_thinkfast.models.llamba:to_foreign", "a Llamba: discrete Mamba-2 over gated MLPs", stock=False
@@ -128,6 +132,8 @@ def export_model(
         (folder / "README.md").write_text(_card(model, foreign, to, error), encoding="utf-8")
     if TARGETS[to].stock and (wrong := wrong_behind_padding(model)):
         log.warning("%s: do not pad batches on the left: %s", os.fspath(path), wrong)
+    if to == "granite_hybrid" and (wrong := wrong_in_vllm(model)):
+        log.warning("%s: do not serve it with vLLM: %s", os.fspath(path), wrong)
     return error
 
 
@@ -260,7 +266,7 @@ def _card(model: HybridForCausalLM, foreign: ForeignModel, to: str, error: float
         if target.stock
         else "from lit_thinkfast.models import load_model"
     )
-    notes = card_notes(model, foreign.config) if target.stock else []
+    notes = card_notes(model, foreign.config, to=to) if target.stock else []
     return "\n".join(
         [
             "---",

@@ -92,13 +92,17 @@ def to_granite_hybrid(model: HybridForCausalLM) -> ForeignModel:
     return ForeignModel(config=values, weights=_renamed(weights, {".mlp.": ".shared_mlp."}))
 
 
-def to_bamba(model: HybridForCausalLM) -> ForeignModel:
+def to_bamba(model: HybridForCausalLM, *, expand: int | None = None) -> ForeignModel:
     """Return a student as ``BambaForCausalLM``, with the same numbers.
+
+    Args:
+        model: The student.
+        expand: Inner size of its Mamba layers in hidden sizes, to which idle heads fill them up; the least if ``None``.
 
     Raises:
         ValueError: A layer's mixer is not ``mamba2``, or the student has something that this class has not.
     """
-    weights, values = _shared(model)
+    weights, values = _shared(model, expand)
     values |= {
         "architectures": ["BambaForCausalLM"],
         "model_type": "bamba",
@@ -114,8 +118,8 @@ def to_bamba(model: HybridForCausalLM) -> ForeignModel:
     return ForeignModel(config=values, weights=_renamed(weights, names))
 
 
-def card_notes(model: HybridForCausalLM, config: dict[str, Any]) -> list[str]:
-    """Return what a user of the exported folder must know, a line of Markdown each."""
+def card_notes(model: HybridForCausalLM, config: dict[str, Any], *, to: str) -> list[str]:
+    """Return what a user of a folder exported to the format ``to`` must know, a line of Markdown each."""
     notes = [
         f"It needs transformers {_FIRST_VERSION} or later. Each head is normed on its own (`mamba_n_groups` is the "
         "number of heads); earlier versions norm all heads at once and give other numbers without a warning."
@@ -128,13 +132,27 @@ def card_notes(model: HybridForCausalLM, config: dict[str, Any]) -> list[str]:
         )
     else:
         notes.append(
-            "The names of the layer types are not in `config.json`: the installed transformers makes them out of "
-            "`attn_layer_indices`, and vLLM reads those of 5.13 and later from its version 0.26 on."
+            "vLLM has had no Bamba since its version 0.23; for vLLM, export the student with `--to granite_hybrid`."
         )
         notes.append(
             "Decoding with a cache and without `generate` needs `position_ids`: the class counts from 0 again in every "
             "call."
         )
+    if to == "llama_cpp":
+        notes.append(
+            "llama.cpp: `convert_hf_to_gguf.py this/folder --outtype f32`. What other types of weights lose was not "
+            "measured for these models."
+        )
+    else:
+        notes.append(
+            "Do not convert it for llama.cpp, which switches RoPE off for this class without a warning, and holds only "
+            "Mamba layers of twice the hidden size; export the student with `--to llama_cpp`."
+            if "layer_types" in config
+            else "For llama.cpp, which holds only Mamba layers of twice the hidden size, export the student with "
+            "`--to llama_cpp`."
+        )
+    if "layer_types" in config and (wrong := wrong_in_vllm(model)):
+        notes.append(f"Do not serve it with vLLM: {wrong}.")
     if config["dtype"] != "float32":
         notes.append(
             "`A_log`, `D` and `dt_bias` are stored in float32. transformers rounds them with everything else when it "
@@ -146,7 +164,8 @@ def card_notes(model: HybridForCausalLM, config: dict[str, Any]) -> list[str]:
             "counts the tokens of its cache in an attention layer."
         )
     if idle := config["mamba_n_heads"] - model.config.num_attention_heads:
-        notes.append(f"The last {idle} heads of each Mamba layer are zero: the class needs a multiple of the width.")
+        why = "llama.cpp needs twice" if to == "llama_cpp" else "the class needs a multiple of"
+        notes.append(f"The last {idle} heads of each Mamba layer are zero and add nothing: {why} the hidden size.")
     if wrong := wrong_behind_padding(model):
         notes.append(f"Do not pad batches on the left: {wrong}.")
     return notes
@@ -165,7 +184,18 @@ def wrong_behind_padding(model: HybridForCausalLM) -> str | None:
     )
 
 
-def _shared(model: HybridForCausalLM) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def wrong_in_vllm(model: HybridForCausalLM) -> str | None:
+    """Say why vLLM computes another model than a GraniteMoeHybrid export, or return ``None`` if it does not."""
+    config = model.config
+    if not config.attention_layers or config.hidden_size == (config.head_dim or 0) * config.num_attention_heads:
+        return None
+    return (
+        f"it ignores head_dim={config.head_dim} of the attention layers, takes hidden_size / num_attention_heads, and "
+        "gives other numbers without an error (seen in 0.32)"
+    )
+
+
+def _shared(model: HybridForCausalLM, expand: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights, mixers as ``mamba`` and all else under the student's names, and what both classes configure.
 
     Raises:
@@ -179,7 +209,7 @@ def _shared(model: HybridForCausalLM) -> tuple[dict[str, Tensor], dict[str, Any]
     if tied := model.lm_head.weight is model.model.embed_tokens.weight:
         del own["lm_head.weight"]
 
-    heads = _heads(config)
+    heads = _heads(config, expand)
     kept, mixed = "model.layers.{}.self_attn.", "model.layers.{}.mixer."
     attention = config.attention_layers
     attention_bias = any(f"{kept.format(i)}q_proj.bias" in own for i in attention)
@@ -256,10 +286,22 @@ def _refuse(config: HybridConfig) -> None:
         )
 
 
-def _heads(config: HybridConfig) -> _Heads:
-    """Return the heads; idle ones fill up to the multiple of ``hidden_size`` that ``mamba_expand`` can say."""
-    count, width = config.num_attention_heads, config.head_dim or 0
-    total = next(n for n in itertools.count(count) if n * width % config.hidden_size == 0)
+def _heads(config: HybridConfig, expand: int | None) -> _Heads:
+    """Return the heads; idle ones fill up to the multiple of ``hidden_size`` that ``mamba_expand`` can say.
+
+    Raises:
+        ValueError: The heads do not fit into ``expand`` hidden sizes, or do not fill them up.
+    """
+    count, width, hidden = config.num_attention_heads, config.head_dim or 0, config.hidden_size
+    if expand is None:
+        total = next(n for n in itertools.count(count) if n * width % hidden == 0)
+    else:
+        total, rest = divmod(expand * hidden, width)
+        if rest or total < count:
+            raise ValueError(
+                f"{count} heads of {width} channels cannot be filled up to {expand} * hidden_size = {expand * hidden} "
+                "by whole heads; use the target granite_hybrid"
+            )
     return _Heads(own=count, kv=config.num_key_value_heads or count, width=width, total=total)
 
 

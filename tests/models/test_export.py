@@ -16,7 +16,7 @@ from lit_thinkfast.models import export as module
 from lit_thinkfast.models.export import EXPECTED, TARGETS, export_model, verify_export
 
 SIZES = {
-    "vocab_size": 50,
+    "vocab_size": 56,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -46,19 +46,32 @@ TEACHERS = {
     "qwen2_kept": lambda: Qwen2Config(**SIZES),  # its biases only where attention is
     "wide_heads": lambda: LlamaConfig(**SIZES, head_dim=16),
     "idle_heads": lambda: LlamaConfig(**SIZES, head_dim=12),
+    "too_wide": lambda: LlamaConfig(**SIZES, head_dim=32),
+    "vocabulary": lambda: LlamaConfig(**SIZES | {"vocab_size": 50}),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
     "windows": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=6, max_window_layers=1),
     "gelu": lambda: LlamaConfig(**SIZES, hidden_act="gelu"),
 }
 LAYOUTS = {"hybrid": [1], "recurrent": []}
+NOT_IN_LLAMA_CPP = {
+    ("llama3_rope", "hybrid"),
+    ("wide_heads", "hybrid"),
+    ("attention_bias", "hybrid"),
+    ("attention_bias", "recurrent"),
+    ("qwen2", "hybrid"),
+    ("qwen2", "recurrent"),
+    ("idle_heads", "hybrid"),
+    ("idle_heads", "recurrent"),
+}
 CASES = [
     (family, layout, to)
-    for to in ("granite_hybrid", "bamba")
+    for to in ("granite_hybrid", "bamba", "llama_cpp")
     for layout in LAYOUTS
     for family in TEACHERS
     if (family, to) != ("mlp_bias", "granite_hybrid")
     and (family, layout) != ("qwen3", "hybrid")
-    and family not in ("windows", "gelu")
+    and family not in ("too_wide", "vocabulary", "windows", "gelu")
+    and (to != "llama_cpp" or (family, layout) not in NOT_IN_LLAMA_CPP)
 ]
 
 
@@ -153,7 +166,7 @@ def test_the_folder_verifies_itself(case):
     assert verify_export(path) <= 1e-5
     card = (path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n")
-    for words in ("transformers 5.23 or later", "vLLM", "0.26", f"--verify {'this/folder'}", EXPECTED):
+    for words in ("transformers 5.23 or later", "vLLM", "llama.cpp", f"--verify {'this/folder'}", EXPECTED):
         assert words in card
     assert str(path) not in card
 
@@ -174,7 +187,7 @@ def test_configurations_say_what_old_readers_need(exports, layout):
 
 
 def test_a_student_without_attention_gets_a_layer_that_adds_nothing(exports):
-    for to in ("granite_hybrid", "bamba"):
+    for to in ("granite_hybrid", "bamba", "llama_cpp"):
         student, stock, path = exports("llama", "recurrent", to)
         layers = stock.model.layers
         assert len(layers) == len(student.model.layers) + 1
@@ -187,6 +200,52 @@ def test_heads_that_do_not_fill_the_width_are_joined_by_idle_ones(exports):
     assert (stock.config.mamba_n_heads, stock.config.num_attention_heads, stock.config.mamba_expand) == (8, 4, 3)
     assert "The last 4 heads" in (path / "README.md").read_text()
     assert exports("wide_heads", "hybrid", "bamba")[1].config.mamba_n_heads == 4
+
+
+def test_llama_cpp_gets_twice_the_hidden_size_and_an_idle_layer_that_it_knows(exports):
+    for family, layout, heads in (
+        ("llama", "hybrid", 4),
+        ("llama3_rope", "recurrent", 4),
+        ("wide_heads", "recurrent", 2),
+    ):
+        _, stock, path = exports(family, layout, "llama_cpp")
+        values = json.loads((path / "config.json").read_text())
+        assert values["architectures"] == ["BambaForCausalLM"]
+        assert (values["mamba_expand"], values["mamba_n_heads"] * values["mamba_d_head"]) == (2, 64)
+        assert "head_dim" not in values
+        assert values["num_attention_heads"] == heads
+        assert values["rope_parameters"]["rope_type"] == "default"
+        assert values["rope_parameters"]["partial_rotary_factor"] == 1.0
+        index = values["attn_layer_indices"][0]
+        assert stock.model.layers[index].self_attn.q_proj.weight.shape == (32, 32)
+    card = (exports("llama", "hybrid", "llama_cpp")[2] / "README.md").read_text()
+    assert "convert_hf_to_gguf.py" in card
+    assert "The last 4 heads" in card
+
+
+@torch.no_grad()
+def test_a_vocabulary_is_filled_up_for_llama_cpp_as_the_refusal_says(tmp_path):
+    student = make_student("vocabulary")
+    ids = tokens(2, 9).clamp_max(49)
+    before = student(ids).logits
+    student.resize_token_embeddings(56)
+    assert export_model(student, None, tmp_path / "out", to="llama_cpp") <= 1e-5
+    assert error(load_stock(tmp_path / "out")(ids).logits[..., :50], before) <= 1e-5
+
+
+def test_what_other_programs_compute_wrongly_is_told(exports, tmp_path, caplog):
+    cards = {to: (exports("llama", "hybrid", to)[2] / "README.md").read_text() for to in ("granite_hybrid", "bamba")}
+    assert "switches RoPE off" in cards["granite_hybrid"]
+    assert "vLLM has had no Bamba since its version 0.23" in cards["bamba"]
+    assert all("--to llama_cpp" in card and "Do not serve" not in card for card in cards.values())
+    caplog.clear()
+    export_model(make_student("wide_heads", []), None, tmp_path / "recurrent")
+    export_model(make_student("wide_heads"), None, tmp_path / "bamba", to="bamba")
+    assert not caplog.messages
+    export_model(make_student("wide_heads"), None, tmp_path / "out")
+    (message,) = caplog.messages
+    assert "do not serve it with vLLM: it ignores head_dim=16" in message
+    assert "Do not serve it with vLLM" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_biases_that_the_stock_class_adds_at_padding_are_told(tmp_path, caplog):
@@ -283,7 +342,23 @@ class Foreign(Mamba2Mixer):
         (lambda: make_student("qwen3"), "granite_hybrid", "layer 1 keeps the attention of Qwen3.*norms on queries"),
         (lambda: make_student("mlp_bias"), "granite_hybrid", "use the target bamba"),
         (lambda: make_student("gelu"), "bamba", "hidden_act is 'gelu'"),
-        (make_student, "gguf", "unknown export format 'gguf'; known: granite_hybrid, bamba"),
+        (make_student, "gguf", "unknown export format 'gguf'; known: granite_hybrid, bamba, llama_cpp"),
+        (
+            lambda: make_student("llama3_rope"),
+            "llama_cpp",
+            "layer 1 keeps attention with llama3 RoPE scaling.*use the target granite_hybrid",
+        ),
+        (lambda: make_student("wide_heads"), "llama_cpp", "layer 1 keeps attention with head_dim=16.* = 32/4"),
+        (
+            lambda: make_student("idle_heads"),
+            "llama_cpp",
+            r"4 heads of 12 channels .* 2 \* hidden_size = 64 by whole heads",
+        ),
+        (lambda: make_student("too_wide", []), "llama_cpp", "4 heads of 32 channels.*use the target granite_hybrid"),
+        (lambda: make_student("qwen2"), "llama_cpp", "biases at their projections.*bias: false"),
+        (lambda: make_student("qwen2_kept", bias=True), "llama_cpp", "biases at their projections"),
+        (lambda: make_student("vocabulary"), "llama_cpp", r"50 tokens.*resize_token_embeddings\(56\)"),
+        (lambda: make_student("windows"), "llama_cpp", "layer 1 attends within a sliding window"),
         (lambda: AutoModelForCausalLM.from_config(TEACHERS["llama"]()), "bamba", "LlamaForCausalLM is not a student"),
     ],
 )
@@ -342,7 +417,7 @@ def test_damage_is_found(tmp_path):
     export_model(make_student(), None, tmp_path / "out")
     file = tmp_path / "out" / "model.safetensors"
     weights = load_file(file)
-    weights["model.layers.0.mamba.D"][1] += 0.01
+    weights["model.layers.0.mamba.D"][1] += 0.1
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"does not give the logits .* relative error .*e-0., tolerance 1e-04"):
         verify_export(tmp_path / "out")
