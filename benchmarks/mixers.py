@@ -227,7 +227,7 @@ def bench_step(batches: list[int], rounds: int) -> list[dict[str, Any]]:
 
 
 def bench_mamba1(channels: list[int], time_steps: int, rounds: int) -> list[dict[str, Any]]:
-    """A Mamba-1 scan against its loop over time, both in float32."""
+    """A Mamba-1 scan in float32 against its loop over time, in float32 and as ``kernel: reference`` runs it."""
     rows = []
     for width in channels:
         generator = torch.Generator().manual_seed(0)
@@ -250,15 +250,18 @@ def bench_mamba1(channels: list[int], time_steps: int, rounds: int) -> list[dict
         def loop(v: dict[str, Tensor]) -> Tensor:
             return reference_selective_scan(**v)[0]
 
-        worst = max(error(a, b) for a, b in zip(with_gradients(ours, v), with_gradients(loop, v), strict=True))
-        trained = compared(
-            {"loop": lambda v=v: with_gradients(loop, v), "ours": lambda v=v: with_gradients(ours, v)}, rounds=rounds
-        )
-        with torch.no_grad():
-            filled = compared({"loop": lambda v=v: loop(v), "ours": lambda v=v: ours(v)}, rounds=rounds)
-        rows.append(
-            {"channels": width, "tokens": time_steps, "error": worst} | {"forward_backward": trained, "forward": filled}
-        )
+        def loop64(v: dict[str, Tensor]) -> Tensor:
+            return reference_selective_scan(**{name: value.double() for name, value in v.items()})[0].float()
+
+        for name, run in (("the loop", loop), ("the loop in float64", loop64)):
+            worst = max(error(a, b) for a, b in zip(with_gradients(ours, v), with_gradients(run, v), strict=True))
+            case = {name: lambda v=v, run=run: with_gradients(run, v), OURS: lambda v=v, f=ours: with_gradients(f, v)}
+            trained = compared(case, rounds=rounds)
+            with torch.no_grad():
+                case = {name: lambda v=v, run=run: run(v), OURS: lambda v=v, f=ours: f(v)}
+                filled = compared(case, rounds=rounds)
+            sizes = {"against": name, "channels": width, "tokens": time_steps}
+            rows.append(sizes | {"error": worst, "forward_backward": trained, "forward": filled})
     return rows
 
 
@@ -284,7 +287,7 @@ def show(result: dict[str, Any]) -> None:
         step = f"{cell(found['layer'])}; between projections **{found['between_ratio']}x**"
         row(f"mamba2 layer step, transformers, batch {found['batch']}", "", step, "", f"{found['error']:.0e}")
     for found in result["mamba1_scan"]:
-        name = f"mamba1 scan, loop, T = {found['tokens']}, {found['channels']} channels"
+        name = f"mamba1 scan, {found['against']}, T = {found['tokens']}, {found['channels']} channels"
         row(name, cell(found["forward_backward"]), cell(found["forward"]), "", f"{found['error']:.0e}")
 
 

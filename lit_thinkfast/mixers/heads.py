@@ -37,7 +37,7 @@ def at_least_fp32() -> torch.dtype:
 
 def widen(value: Tensor) -> Tensor:
     """Bring a tensor to float32, or leave it in float64."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def real_lengths(attention_mask: Tensor) -> Tensor:

@@ -179,11 +179,10 @@ class Mamba2Mixer(StateSpaceMixer):
         self, conv_out: Tensor, rest: tuple[Tensor, ...], mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return x, dt, A, B, C with x, B and C (..., h, head_dim); grouped heads are repeated whole."""
-        x, B, C = conv_out.split([self.kv_inner, self.kv_inner, self.inner], dim=-1)
-        x, B, C = (part.unflatten(-1, (-1, self.head_dim)) for part in (x, B, C))
+        xB, C = conv_out.split([2 * self.kv_inner, self.inner], dim=-1)
+        xB, C = xB.unflatten(-1, (2, self.num_kv_heads, self.head_dim)), C.unflatten(-1, (-1, self.head_dim))
         repeats = self.num_heads // self.num_kv_heads
-        if repeats > 1:
-            x, B = x.repeat_interleave(repeats, dim=-2), B.repeat_interleave(repeats, dim=-2)
+        x, B = (xB if repeats == 1 else xB.repeat_interleave(repeats, dim=-2)).unbind(-3)
         dt = functional.softplus(widen(rest[0]) + widen(self.dt_bias))
         if mask is not None:
             dt = dt * mask.to(dt.dtype)
