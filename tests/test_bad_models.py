@@ -97,8 +97,7 @@ def test_options_that_do_not_fit(cli, tiny_teacher, tmp_path):
     convert_folder(tiny_teacher, student, attention_layers=[1])
     refused(
         cli("convert", "--teacher", student, "--out", out, "--mixer_options.d_conv", 3),
-        "model.layers.0.mixer.conv1d.weight, which is kept, has shape",
-        "leave out what changes it in mixer_options",
+        "layer 0 keeps its mamba2 mixer, which has d_conv 4; leave d_conv out of mixer_options",
     )
     refused(
         cli("convert", "--teacher", student, "--out", out, "--mixer", "attention"),
