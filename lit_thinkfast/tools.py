@@ -60,7 +60,8 @@ def convert_teacher(
             of the paper's hybrid of this depth. To measure which ones matter: lit-thinkfast sensitivity.
         attention_every: Or the last of every so many layers.
         attention_ratio: Or their share, 0 to 1, spread evenly.
-        mixer: What the other layers get, by its name in MIXERS; mamba2 if not given.
+        mixer: What the other layers get, by its name in MIXERS; if not given mamba2, or what other layers of a student
+            have.
         init: Start the mixers from the projections of the attention they replace, which they do if it is not given,
             neutrally as before MOHAWK's first stage, or at random.
         mixer_options: Options of the mixer, like --mixer_options.d_conv 3.
@@ -96,7 +97,7 @@ def convert_teacher(
             attention_layers=_layers(attention_layers),
             attention_every=attention_every,
             attention_ratio=attention_ratio,
-            mixer=mixer or "mamba2",
+            mixer=mixer,
             init=init or "attention",
             mixer_options=mixer_options,
             seed=seed,

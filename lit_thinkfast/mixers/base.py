@@ -179,7 +179,8 @@ def mixer_class(name: str) -> type[Mixer]:
     """
     if name not in MIXERS:
         known = ", ".join(sorted({ATTENTION, *MIXERS}))
-        raise ValueError(f"unknown mixer {name!r}; known: {known} (a package that adds one must be imported first)")
+        remedy = "a package that adds one must be imported first: --allow-import"
+        raise ValueError(f"unknown mixer {name!r}; known: {known} ({remedy})")
     return MIXERS[name]
 
 

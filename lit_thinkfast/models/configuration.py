@@ -86,7 +86,7 @@ class HybridConfig(PreTrainedConfig):
             known = ", ".join(sorted(MIXERS))
             raise ValueError(
                 f"mixer_options has options of {unknown[0]!r}, which is no mixer; known: {known} (a package that adds "
-                "one must be imported first)"
+                "one must be imported first: --allow-import)"
             )
         if misspelt := [name for name in ("layer_mixer", "mixer_option") if name in kwargs]:
             raise ValueError(f"a configuration has no {misspelt[0]!r}; write {misspelt[0] + 's'!r}")

@@ -42,7 +42,7 @@ def convert(
     attention_layers: Sequence[int] | Literal["published"] | None = None,
     attention_every: int | None = None,
     attention_ratio: float | None = None,
-    mixer: str = "mamba2",
+    mixer: str | None = None,
     init: Init = "attention",
     mixer_options: dict[str, Any] | None = None,
     seed: int = 0,
@@ -58,7 +58,7 @@ def convert(
         attention_every: Every so many layers, the last keeps attention.
         attention_ratio: Share of layers, 0 to 1, that keep attention, spread evenly, the last of each group. Without
             any of the four no layer keeps attention, unless ``mixer`` is ``"attention"``.
-        mixer: What the other layers get.
+        mixer: What the other layers get: ``"mamba2"`` if not given, or what other layers of a student have.
         init: ``"attention"`` starts mixers from the attention weights (arXiv:2408.15237, Algorithm 1), ``"mohawk"``
             neutrally, with an open gate and an identity convolution, as before MOHAWK's first stage, ``"random"`` from
             scratch; always, all other weights are the teacher's.
@@ -79,6 +79,8 @@ def convert(
     if not isinstance(teacher, PreTrainedModel):
         teacher = load_stock(teacher, dtype=None)
     family = check_teacher(teacher)
+    own = (teacher.config.layer_mixers or []) if isinstance(teacher.config, HybridConfig) else []
+    keep, mixer = mixer is None, mixer or next((name for name in own if name != ATTENTION), "mamba2")
     names = plan_layers(
         teacher.config.num_hidden_layers,
         layer_mixers=layer_mixers,
@@ -87,6 +89,8 @@ def convert(
         attention_ratio=attention_ratio,
         mixer=mixer,
     )
+    if keep and own and layer_mixers is None:  # mixers of several kinds may stay what they are
+        names = [old if ATTENTION not in (old, new) else new for old, new in zip(own, names, strict=True)]
     options = {mixer: dict(mixer_options)} if mixer_options else {}
     for name in {*names, *options} - {ATTENTION}:
         check_options(name, options.get(name, {}))
@@ -119,7 +123,7 @@ def convert_folder(
     attention_layers: Sequence[int] | Literal["published"] | None = None,
     attention_every: int | None = None,
     attention_ratio: float | None = None,
-    mixer: str = "mamba2",
+    mixer: str | None = None,
     init: Init = "attention",
     mixer_options: dict[str, Any] | None = None,
     seed: int = 0,
@@ -211,7 +215,9 @@ def _check_attention_left(before: list[str], after: list[str], *, init: str) -> 
         if new == ATTENTION:
             raise ValueError(f"{lost} to go back to; convert the model that still has it")
         if init == "attention":
-            raise ValueError(f"{lost} to start {new} from; use init 'mohawk' or 'random'")
+            raise ValueError(
+                f"{lost} to start {new} from; keep it with mixer {old!r}, or start anew with init 'random'"
+            )
 
 
 def _check_kept_options(config: HybridConfig, names: list[str], *, mixer: str, given: dict[str, Any]) -> None:

@@ -391,3 +391,18 @@ def test_options_that_would_change_kept_mixers_are_refused(helpers):
     again = convert(first, mixer="mamba1", mixer_options={"dt_bias_mult": 2, "d_conv": 4, "dt_max": 0.2})
     assert again.config.options_of("mamba1") == {**options, "d_conv": 4, "dt_max": 0.2}
     assert convert(first, mixer="mamba2", init="random").config.layer_mixers == ["mamba2"] * 3
+
+
+def test_a_student_keeps_its_kind_of_mixer(helpers):
+    """Without ``mixer``, what a student has stays, and further layers get the same."""
+    for mixer, options in (("mamba1", {"d_state": 4}), ("discrete_mamba2", None)):
+        first = convert(helpers.teacher(), attention_layers=[1], mixer=mixer, mixer_options=options)
+        second = convert(first)
+        assert second.config.layer_mixers == [mixer] * 3
+        for layer in (0, 2):
+            own, kept = first.model.layers[layer].mixer, second.model.layers[layer].mixer
+            assert torch.equal(own.in_proj.weight, kept.in_proj.weight)
+    mixed = convert(helpers.teacher(), layer_mixers=["mamba2", "attention", "discrete_mamba2"])
+    assert convert(mixed).config.layer_mixers == ["mamba2", "mamba2", "discrete_mamba2"]
+    with pytest.raises(ValueError, match="keep it with mixer 'discrete_mamba2', or start anew with init 'random'"):
+        convert(second, mixer="mamba2")
