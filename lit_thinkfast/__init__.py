@@ -16,14 +16,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lit_thinkfast.data.module import MathDataModule
-    from lit_thinkfast.distill.losses import (
-        CrossEntropy,
-        DistillLoss,
-        ForwardKL,
-        HiddenStateLoss,
-        JensenShannon,
-        ReverseKL,
-    )
+    from lit_thinkfast.distill.layerwise import HiddenStateLoss
+    from lit_thinkfast.distill.losses import CrossEntropy, DistillLoss, ForwardKL, JensenShannon, ReverseKL
     from lit_thinkfast.distill.module import DistillationModule
     from lit_thinkfast.distill.teachers import HFTeacher, Teacher
     from lit_thinkfast.generation.config import SamplingConfig
@@ -83,7 +77,8 @@ __all__ = [
 
 _SHELF = {
     "data.module": ("MathDataModule",),
-    "distill.losses": ("CrossEntropy", "DistillLoss", "ForwardKL", "HiddenStateLoss", "JensenShannon", "ReverseKL"),
+    "distill.layerwise": ("HiddenStateLoss",),
+    "distill.losses": ("CrossEntropy", "DistillLoss", "ForwardKL", "JensenShannon", "ReverseKL"),
     "distill.module": ("DistillationModule",),
     "distill.teachers": ("HFTeacher", "Teacher"),
     "generation.config": ("SamplingConfig",),

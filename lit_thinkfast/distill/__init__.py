@@ -6,14 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_thinkfast.distill.losses import (
-        CrossEntropy,
-        DistillLoss,
-        ForwardKL,
-        HiddenStateLoss,
-        JensenShannon,
-        ReverseKL,
-    )
+    from lit_thinkfast.distill.layerwise import HiddenStateLoss
+    from lit_thinkfast.distill.losses import CrossEntropy, DistillLoss, ForwardKL, JensenShannon, ReverseKL
     from lit_thinkfast.distill.module import DistillationModule
     from lit_thinkfast.distill.muon import Muon
     from lit_thinkfast.distill.optim import Schedule, WarmupCosine, WarmupStableDecay, parameter_groups
@@ -26,7 +20,7 @@ _HOMES = {
     "DistillationModule": "module",
     "ForwardKL": "losses",
     "HFTeacher": "teachers",
-    "HiddenStateLoss": "losses",
+    "HiddenStateLoss": "layerwise",
     "JensenShannon": "losses",
     "Muon": "muon",
     "ReverseKL": "losses",

@@ -8,8 +8,8 @@ weight, so that with uneven masks a token weighs more in a micro-batch that has 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,21 @@ class DistillLoss(nn.Module, ABC):
     """What is compared between student and teacher.
 
     A subclass states in ``needs`` which signals it reads (``logits``, ``hidden_states``), in ``needs_teacher`` whether
-    a teacher must run, and returns a scalar from ``forward``.
+    a teacher must run, and returns a scalar from ``forward``. Both may also be set on the object.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    needs_teacher: ClassVar[bool] = True
+    needs: frozenset[str] = frozenset({"logits"})
+    needs_teacher: bool = True
+
+    def setup(self, student: Any, tokenizer: Any) -> None:
+        """Get to know the student, and the tokenizer of the data if it has one; once, before the strategy wraps.
+
+        The place to refuse what cannot work, and to fit parameters of one's own to the student's width.
+        """
+
+    def tokens(self, batch: PackedBatch) -> Tensor:
+        """Return how many tokens of the batch the loss averages over, a scalar: the labelled ones by default."""
+        return (batch["labels"][:, 1:] != -100).sum()
 
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
@@ -51,9 +61,10 @@ class CrossEntropy(DistillLoss):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
         index, targets = chunked.labelled_rows(batch)
+        hidden, head = student.final()
         return chunked.mean_over_rows(
-            _rows(student.last_hidden, index),
-            student.head,
+            _rows(hidden, index),
+            head,
             lambda logits, rows: chunked.cross_entropy_rows(logits, targets[rows]),
             chunk_tokens=self.chunk_tokens,
         )
@@ -77,7 +88,7 @@ class _Divergence(DistillLoss):
         """Return each row's value ``(c,)`` and its gradient in the student's logits ``(c, v)``; inputs are logits."""
 
     def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
-        return token_divergence(student, _given(teacher, self), batch, self.divergence, chunk_tokens=self.chunk_tokens)
+        return token_divergence(student, given(teacher, self), batch, self.divergence, chunk_tokens=self.chunk_tokens)
 
 
 class ForwardKL(_Divergence):
@@ -125,49 +136,6 @@ class JensenShannon(_Divergence):
         return chunked.jensen_shannon_rows(student, teacher, self.temperature, self.beta)
 
 
-class HiddenStateLoss(DistillLoss):
-    """Distance of each layer's output from the teacher's: L2 norm over the width, not squared, in fp32.
-
-    Mean over the tokens of documents that have at least one label (prompts count, padding does not), summed over
-    layers. The student runs on its own hidden states; the last layer is compared before the final norm. MOHAWK stage 2
-    (arXiv:2408.10189) without teacher forcing. Alone it gives the final norm, an untied head and layers that are not
-    compared no gradient: leave them out of ``trainable``, or use the strategy ``ddp_find_unused_parameters_true``.
-
-    Args:
-        layers: Indices of layers to compare, from 0, negative from the end. All of them by default.
-    """
-
-    needs = frozenset({"logits", "hidden_states"})
-
-    def __init__(self, *, layers: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
-        ours, theirs = student.hidden_states, _given(teacher, self).hidden_states
-        if ours is None or theirs is None:
-            raise ValueError("HiddenStateLoss needs the hidden states of student and teacher")
-        if len(ours) != len(theirs) or ours[-1].shape[-1] != theirs[-1].shape[-1]:
-            raise ValueError(
-                f"HiddenStateLoss needs equal shapes: the student has {len(ours) - 1} layers of width "
-                f"{ours[-1].shape[-1]}, the teacher {len(theirs) - 1} of {theirs[-1].shape[-1]}; use a KL loss instead"
-            )
-        mask = labelled_documents(batch)
-        count = mask.sum().clamp(min=1)
-        total = ours[-1].new_zeros((), dtype=torch.float32)
-        for layer in self._chosen(len(ours) - 1):
-            distance = torch.linalg.vector_norm(_at_least_fp32(ours[layer + 1]) - theirs[layer + 1], dim=-1)
-            total = total + distance.masked_fill(~mask, 0).sum() / count
-        return total
-
-    def _chosen(self, num_layers: int) -> list[int]:
-        chosen = range(num_layers) if self.layers is None else self.layers
-        for layer in chosen:
-            if not -num_layers <= layer < num_layers:
-                raise ValueError(f"layer {layer} does not exist: the student has layers 0 to {num_layers - 1}")
-        return [layer % num_layers for layer in chosen]
-
-
 def token_divergence(
     student: Signals,
     teacher: Signals,
@@ -178,11 +146,12 @@ def token_divergence(
 ) -> Tensor:
     """Mean over labelled tokens of a divergence of logits; the gradient goes to the student only."""
     index, _ = chunked.labelled_rows(batch)
-    theirs = _rows(teacher.last_hidden, index)
+    (ours, head), (theirs, their_head) = student.final(), teacher.final()
+    theirs = _rows(theirs, index)
     return chunked.mean_over_rows(
-        _rows(student.last_hidden, index),
-        student.head,
-        lambda logits, rows: rows_divergence(logits, chunked.head_logits(theirs[rows], teacher.head)),
+        _rows(ours, index),
+        head,
+        lambda logits, rows: rows_divergence(logits, chunked.head_logits(theirs[rows], their_head)),
         chunk_tokens=chunk_tokens,
     )
 
@@ -197,27 +166,14 @@ def top1_agreement(student: Signals, teacher: Signals, batch: PackedBatch, *, ch
     return token_divergence(student, teacher, batch, agrees, chunk_tokens=chunk_tokens)
 
 
-def labelled_documents(batch: PackedBatch) -> Tensor:
-    """Boolean ``(b, t)``: tokens of documents with at least one label; what remains is padding."""
-    labelled, document = batch["labels"] != -100, batch["seq_idx"].long()
-    any_label = torch.zeros_like(labelled, dtype=torch.int8).scatter_reduce(
-        1, document, labelled.to(torch.int8), reduce="amax"
-    )
-    return any_label.gather(1, document).bool()
-
-
 def _rows(hidden: Tensor, index: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
 
 
-def _given(teacher: Signals | None, loss: DistillLoss) -> Signals:
+def given(teacher: Signals | None, loss: DistillLoss) -> Signals:
     if teacher is None:
         raise ValueError(f"{type(loss).__name__} needs a teacher; name one or use CrossEntropy")
     return teacher
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _at_least_one(chunk_tokens: int) -> int:

@@ -22,23 +22,52 @@ HYBRID_MODEL_TYPE = "lit_thinkfast_hybrid"
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """The likeliest next tokens at each position.
+
+    Attributes:
+        index: ``(b, t, k)``, token ids, the likeliest first.
+        log_probs: ``(b, t, k)``, their log-probabilities in the whole vocabulary, in nats.
+    """
+
+    index: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True)
 class Signals:
-    """One model's view of one batch.
+    """One model's view of one batch. What was not asked for, or cannot be given, is ``None``.
 
     Attributes:
         last_hidden: ``(b, t, d)``, after the final norm.
         head: ``(v, d)``, the output embedding.
         hidden_states: ``n_layers + 1`` tensors ``(b, t, d)``: the embeddings, then each layer's output, the last one
-            *before* the final norm. ``None`` unless asked for.
+            *before* the final norm.
+        top: The likeliest tokens, from a teacher that has no more than those.
     """
 
-    last_hidden: Tensor
-    head: Tensor
+    last_hidden: Tensor | None = None
+    head: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    top: TopTokens | None = None
+
+    def final(self) -> tuple[Tensor, Tensor]:
+        """Return ``last_hidden`` and ``head``.
+
+        Raises:
+            ValueError: They are not there.
+        """
+        if self.last_hidden is None or self.head is None:
+            raise ValueError(
+                "these signals lack the final hidden states"
+                + ("; a teacher of cached top tokens works with TopKKL alone" if self.top is not None else "")
+            )
+        return self.last_hidden, self.head
 
     def logits(self) -> Tensor:
         """Return the full ``(b, t, v)`` logits; for small vocabularies and tests."""
-        return self.last_hidden @ self.head.T
+        hidden, head = self.final()
+        return hidden @ head.T
 
 
 def read_signals(model: Any, batch: PackedBatch, *, needs: frozenset[str]) -> Signals:

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from lit_thinkfast.distill import CrossEntropy, ForwardKL, HiddenStateLoss, JensenShannon, ReverseKL, Signals
-from lit_thinkfast.distill.losses import labelled_documents, top1_agreement
+from lit_thinkfast.distill.layerwise import labelled_documents
+from lit_thinkfast.distill.losses import top1_agreement
 
 from .conftest import VOCAB, pack
 
