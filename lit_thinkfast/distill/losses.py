@@ -171,6 +171,7 @@ def _rows(hidden: Tensor, index: Tensor) -> Tensor:
 
 
 def given(teacher: Signals | None, loss: DistillLoss) -> Signals:
+    """Return the teacher's signals, or raise ``ValueError`` if there are none."""
     if teacher is None:
         raise ValueError(f"{type(loss).__name__} needs a teacher; name one or use CrossEntropy")
     return teacher
