@@ -14,10 +14,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lit_thinkfast.distill.evaluation import Evaluator
-from lit_thinkfast.distill.losses import DistillLoss, ForwardKL, top1_agreement
+from lit_thinkfast.distill.losses import DistillLoss, held_out_measures
 from lit_thinkfast.distill.optim import Schedule, lambda_lr, parameter_groups, select_trainable
+from lit_thinkfast.distill.sharding import is_sharded, shard, within
 from lit_thinkfast.distill.signals import Signals, read_signals
 from lit_thinkfast.distill.students import build_student
 from lit_thinkfast.distill.teachers import Teacher
@@ -28,8 +30,11 @@ class DistillationModule(LightningModule):
     """Train a student to imitate a frozen teacher, or from labels alone when no loss needs a teacher.
 
     Pass other losses to change what is compared; override :meth:`shared_step` to change what is computed; set
-    ``trainable`` to change what is learnt. Losses are token means over the micro-batch; gradient accumulation and
-    data-parallel ranks average micro-batches with equal weight.
+    ``trainable`` to change what is learnt. The gradient of a step is that of the mean over all tokens of its
+    micro-batches on all ranks, whatever their masks: each counts by the tokens that its first loss averages over.
+
+    Strategies: one device, DDP, and ``ModelParallelStrategy`` (FSDP2), under which the student's layers and, apart from
+    them, the teacher's are spread over the ranks.
 
     Logs ``train/loss`` (the weighted sum), ``train/loss_<name>`` (unweighted), ``train/grad_norm`` before clipping,
     ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a
@@ -53,7 +58,7 @@ class DistillationModule(LightningModule):
 
     Raises:
         ValueError: No losses, a weight without a loss, a loss that needs a teacher without one; later, at setup, a
-            teacher whose vocabulary differs.
+            teacher whose vocabulary differs, or what cannot be had with sharded weights.
     """
 
     student: Any
@@ -91,14 +96,16 @@ class DistillationModule(LightningModule):
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.needs = frozenset[str]().union(*(loss.needs for loss in losses.values()))
+        self.teacher_needs = frozenset[str]().union(
+            *(loss.needs if loss.teacher_needs is None else loss.teacher_needs for loss in losses.values())
+        )
         self.student = None
         self._problem_ids: dict[str, int] = {}
+        self._tokens_of_step: Tensor | None = None
 
     def configure_model(self) -> None:
         if self.student is not None:
             return
-        if self.device_mesh is not None:
-            raise ValueError("sharding with ModelParallelStrategy is not available yet; use strategy ddp or auto")
         student = build_student(self.student_path, seed=self.seed)
         select_trainable(student, self.trainable)
         if self.gradient_checkpointing:
@@ -107,10 +114,16 @@ class DistillationModule(LightningModule):
             # In place: compiling the module itself would rename every key of the checkpoint.
             for layer in student.base_model.layers:
                 layer.compile()
+        if (mesh := self._mesh()) is not None:
+            if any(True for _ in self.losses.parameters()):
+                raise ValueError("a loss with parameters of its own cannot be sharded; use the strategy ddp")
+            shard(student, mesh)
         self.student = student
 
     def setup(self, stage: str) -> None:
         self.configure_model()
+        for loss in self.losses.values():
+            loss.setup(self.student, getattr(self._data(), "tokenizer", None))  # type: ignore[operator]
         if self.teacher is None:
             return
         # The device of this process; the module itself is moved only after setup.
@@ -120,38 +133,52 @@ class DistillationModule(LightningModule):
                 f"the teacher {self.teacher} has a vocabulary of {theirs} and the student of {ours}; "
                 "distillation on logits needs rows for the same tokens (pad the smaller with resize_token_embeddings)"
             )
-        self.teacher.load(self.trainer.strategy.root_device)
+        device, mesh = self.trainer.strategy.root_device, self._mesh()
+        self.teacher.load(device) if mesh is None else self.teacher.load(device, mesh=mesh)
 
     def on_fit_start(self) -> None:
         # transformers loads in eval mode and Lightning keeps whatever mode it finds.
         self.student.train()
 
-    def shared_step(self, batch: PackedBatch) -> tuple[dict[str, Tensor], Signals, Signals | None]:
-        """Return each unweighted loss by name, and the signals they were computed from."""
-        teacher = None if self.teacher is None else self.teacher.signals(batch, self.needs)
-        student = read_signals(self.student, batch, needs=self.needs)
+    def shared_step(
+        self, batch: PackedBatch, *, also: frozenset[str] = frozenset()
+    ) -> tuple[dict[str, Tensor], Signals, Signals | None]:
+        """Return each unweighted loss by name, and the signals they were computed from.
+
+        Args:
+            batch: Packed rows.
+            also: Signals wanted besides those that losses need.
+        """
+        teacher = None if self.teacher is None else self.teacher.signals(batch, self.teacher_needs | also)
+        student = read_signals(self.student, batch, needs=self.needs | also)
         return {name: loss(student, teacher, batch) for name, loss in self.losses.items()}, student, teacher
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        values, _, _ = self.shared_step(batch)
+        values, _, _ = within(self.student, lambda: self.shared_step(batch))
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         self.log("train/loss", total.detach(), prog_bar=True)
         if len(values) > 1:
             self.log_dict({f"train/loss_{name}": value.detach() for name, value in values.items()})
-        return total
+        if self._micro_batches() == 1:
+            return total
+        # Sums add up over micro-batches where means do not; the number of tokens divides before the optimiser's step.
+        first: Any = next(iter(self.losses.values()))
+        tokens = first.tokens(batch).to(total.dtype)
+        self._tokens_of_step = tokens if self._tokens_of_step is None else self._tokens_of_step + tokens
+        return total * tokens
+
+    def _micro_batches(self) -> int:
+        """How many micro-batches, over all ranks, an optimiser step has."""
+        return self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def validation_step(self, batch: PackedBatch | list[Problem], batch_idx: int, dataloader_idx: int = 0) -> None:
         if isinstance(batch, list):
             self._evaluate(batch)
             return
-        values, student, teacher = self.shared_step(batch)
-        logged = {f"loss_{name}": value for name, value in values.items()}
-        if teacher is not None:
-            logged["kl"] = ForwardKL()(student, teacher, batch)
-            logged["top1_agreement"] = top1_agreement(student, teacher, batch)
+        logged = within(self.student, lambda: self._held_out(batch))
         # times the ranks, because Lightning averages this weight over them and cuts it off to an integer
         tokens = int((batch["labels"][:, 1:] != -100).sum()) * self.trainer.world_size
-        headline = "kl" if teacher is not None else next(iter(logged))
+        headline = "kl" if "kl" in logged else next(iter(logged))
         for name, value in logged.items():
             self.log(
                 self._key(name),
@@ -162,6 +189,11 @@ class DistillationModule(LightningModule):
                 prog_bar=name == headline,
             )
 
+    def _held_out(self, batch: PackedBatch) -> dict[str, Tensor]:
+        values, student, teacher = self.shared_step(batch, also=frozenset({"logits"}))
+        measured = {} if teacher is None else held_out_measures(student, teacher, batch)
+        return {**{f"loss_{name}": value for name, value in values.items()}, **measured}
+
     def test_step(self, batch: PackedBatch | list[Problem], batch_idx: int, dataloader_idx: int = 0) -> None:
         self.validation_step(batch, batch_idx, dataloader_idx)
 
@@ -170,6 +202,11 @@ class DistillationModule(LightningModule):
             return
         if self.evaluator is None:
             raise ValueError("the data module gives problems but no evaluator is set; set one, or no problems")
+        if is_sharded(self.student):
+            raise ValueError(
+                "sampling needs whole weights on each rank, which a sharded student has not; leave out data.problems, "
+                "and evaluate the exported student instead"
+            )
         problems: list[Problem] = self._data().problem_set
         self._problem_ids = {problem.id: index for index, problem in enumerate(problems)}
         self.evaluator.setup(len(problems))
@@ -198,16 +235,29 @@ class DistillationModule(LightningModule):
         return f"{'test' if self.trainer.testing else 'val'}/{name}"
 
     def _data(self) -> Any:
-        return getattr(self.trainer, "datamodule", None)  # Lightning sets it only when there is one
+        return getattr(self._trainer, "datamodule", None)  # Lightning sets it only when there is one
+
+    def _mesh(self) -> Any:
+        """Ranks over which weights are spread, if the strategy does that."""
+        return None if self.device_mesh is None else self.device_mesh["data_parallel"]
 
     def _has_problems(self) -> bool:
         return not self.trainer.sanity_checking and bool(getattr(self._data(), "problem_set", None))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._tokens_of_step is not None:
+            total: Any = self.trainer.strategy.reduce(self._tokens_of_step, reduce_op="sum")
+            self._tokens_of_step = None
+            # Lightning has divided by the micro-batches of a rank, and the strategy by the ranks
+            scale = self._micro_batches() / total.clamp(min=1)
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
         if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # Lightning writes at the last step of every n
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.log("train/grad_norm", nn.utils.get_total_norm(gradients))
+        norm = nn.utils.get_total_norm(gradients)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 
+from lit_thinkfast.distill.sharding import is_sharded, shard, within
 from lit_thinkfast.distill.signals import Signals, read_signals
 from lit_thinkfast.records import PackedBatch
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @runtime_checkable
@@ -17,8 +21,13 @@ class Teacher(Protocol):
     def vocab_size(self) -> int:
         """Return the number of rows of the teacher's head; may be asked before ``load``."""
 
-    def load(self, device: torch.device) -> None:
-        """Get ready to answer on ``device``; called once by each process before the first batch."""
+    def load(self, device: torch.device, *, mesh: DeviceMesh | None = None) -> None:
+        """Get ready to answer on ``device``; called once by each process before the first batch.
+
+        Args:
+            device: Of this process.
+            mesh: Ranks over which the weights may be spread, where the student's are.
+        """
 
     def signals(self, batch: PackedBatch, needs: frozenset[str]) -> Signals:
         """Return the teacher's signals on ``batch``, without gradients."""
@@ -46,12 +55,16 @@ class HFTeacher:
     def vocab_size(self) -> int:
         return int(self._loaded().config.vocab_size)
 
-    def load(self, device: torch.device) -> None:
-        self._loaded().to(device)
+    def load(self, device: torch.device, *, mesh: DeviceMesh | None = None) -> None:
+        if mesh is None:
+            self._loaded().to(device)
+        elif not is_sharded(self._loaded()):
+            shard(self._loaded(), mesh)
 
     @torch.no_grad()
     def signals(self, batch: PackedBatch, needs: frozenset[str]) -> Signals:
-        return read_signals(self._loaded(), batch, needs=needs)
+        model = self._loaded()
+        return within(model, lambda: read_signals(model, batch, needs=needs))
 
     def _loaded(self) -> Any:
         if self._model is None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import Cache
 
+    from lit_thinkfast.mixers.matrices import MixingMatrix
+
 ATTENTION = "attention"
 """The name in ``layer_mixers`` of a layer that keeps the teacher's attention."""
 
@@ -122,15 +124,23 @@ class Mixer(nn.Module, ABC):
             own.copy_(new)
         return out[:, 0]
 
-    def matrix(
+    def mixing_matrix(
         self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
-    ) -> Tensor:
-        """Return what stands where the attention matrix stood, (b, h, t, t), as MOHAWK's first stage compares it.
+    ) -> MixingMatrix:
+        """Return what stands where the attention matrix stood, as MOHAWK's first stage compares it.
 
         Raises:
             ValueError: This mixer has no such matrix.
         """
         raise ValueError(f"a {type(self).__name__} has no matrix for each head; match hidden states instead")
+
+    def matrix(
+        self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
+    ) -> Tensor:
+        """Return the matrices of :meth:`mixing_matrix` whole, (b, h, t, t): for short texts, to look at."""
+        return self.mixing_matrix(hidden_states, attention_mask=attention_mask, seq_idx=seq_idx).rows(
+            0, hidden_states.shape[1]
+        )
 
     @abstractmethod
     def reset_parameters(self) -> None:

@@ -32,7 +32,8 @@ from lit_thinkfast.mixers.heads import (
     widen,
 )
 from lit_thinkfast.mixers.kernels import find_decay_scan
-from lit_thinkfast.mixers.scan import decay_matrix, decay_step
+from lit_thinkfast.mixers.matrices import DecayMatrix, decay_matrix
+from lit_thinkfast.mixers.scan import decay_step
 from lit_thinkfast.mixers.ssm import Projected, StateSpaceMixer, check_at_least
 
 OPEN_GATE = 1.278464542761  # silu of it is one
@@ -192,17 +193,16 @@ class DiscreteMamba2Mixer(StateSpaceMixer):
     def gate(self, y: Tensor, z: Tensor) -> Tensor:
         return super().gate(y, z if self.z_bias is None else z + self.z_bias.to(z.dtype))
 
-    def matrix(
+    def mixing_matrix(
         self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
-    ) -> Tensor:
-        """Return (b, h, t, t): what maps the convolved x of each head to y, before the gate, D on its diagonal."""
+    ) -> DecayMatrix:
+        """Return what maps the convolved x of each head to y, before the gate, D on its diagonal."""
         inputs = self.conv_outputs(hidden_states, attention_mask, seq_idx)
         with torch.autocast(hidden_states.device.type, enabled=False):
             _, log_decay, B, C = self._recurrence(*inputs)
-            weights = decay_matrix(log_decay, B, C, seq_idx=seq_idx)
-            if (mask := inputs[2]) is not None:
-                weights = weights * mask.mT[:, None].to(weights.dtype)
-            return weights + torch.diag_embed(widen(self.D)[:, None].expand(-1, weights.shape[-1]))
+            mask = inputs[2]
+            weight = None if mask is None else mask.to(log_decay.dtype).expand_as(log_decay)
+            return decay_matrix(log_decay, B, C, D=self.D, weight=weight, seq_idx=seq_idx)
 
     def _recurrence(
         self, conv_out: Tensor, rest: tuple[Tensor, ...], mask: Tensor | None

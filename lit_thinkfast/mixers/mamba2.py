@@ -28,7 +28,7 @@ from lit_thinkfast.mixers.heads import (
     widen,
 )
 from lit_thinkfast.mixers.kernels import find_scan, find_scan_step
-from lit_thinkfast.mixers.scan import decay_matrix
+from lit_thinkfast.mixers.matrices import DecayMatrix, decay_matrix
 from lit_thinkfast.mixers.ssm import Projected, StateSpaceMixer, check_at_least, check_range
 
 
@@ -165,15 +165,14 @@ class Mamba2Mixer(StateSpaceMixer):
         out: Tensor = self.norm(y, z)
         return out
 
-    def matrix(
+    def mixing_matrix(
         self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, seq_idx: Tensor | None = None
-    ) -> Tensor:
-        """Return (b, h, t, t): what maps the convolved x of each head to y, before gate and norm, D on its diagonal."""
+    ) -> DecayMatrix:
+        """Return what maps the convolved x of each head to y, before gate and norm, D on its diagonal."""
         inputs = self.conv_outputs(hidden_states, attention_mask, seq_idx)
         with torch.autocast(hidden_states.device.type, enabled=False):
             _, dt, A, B, C = self._recurrence(*inputs)
-            weights = decay_matrix(dt * A, B, C, seq_idx=seq_idx) * dt.transpose(1, 2)[:, :, None]
-            return weights + torch.diag_embed(widen(self.D)[:, None].expand(-1, weights.shape[-1]))
+            return decay_matrix(dt * A, B, C, D=self.D, weight=dt, seq_idx=seq_idx)
 
     def _recurrence(
         self, conv_out: Tensor, rest: tuple[Tensor, ...], mask: Tensor | None

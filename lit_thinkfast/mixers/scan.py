@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_thinkfast.mixers.chunked import ChunkedScan, differences, precise_cumsum
+from lit_thinkfast.mixers.chunked import ChunkedScan
 from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.heads import widen
 
@@ -65,30 +65,6 @@ def decay_scan(
             document = torch.cat([document, document[:, -1:].expand(-1, missing)], dim=1)
         y, last = ChunkedScan.apply(*parts, first, document, chunk)
     return y[:, :time].to(x.dtype), last.mT
-
-
-def decay_matrix(log_decay: Tensor, B: Tensor, C: Tensor, *, seq_idx: Tensor | None = None) -> Tensor:
-    """Return the matrix of the recurrence: ``y[:, l, h] = sum_s M[:, h, l, s] x[:, s, h]`` from a state of zeros.
-
-    ``M[l, s] = (C_l . B_s) exp(sum_{s < k <= l} log_decay_k)`` for ``s <= l`` within one document, else 0.
-
-    Args:
-        log_decay: (b, t, h).
-        B: (b, t, h, n).
-        C: (b, t, h, n).
-        seq_idx: (b, t) documents.
-
-    Returns:
-        (b, h, t, t).
-    """
-    time = log_decay.shape[1]
-    cumulative, rest = precise_cumsum(log_decay.transpose(1, 2))
-    seen = torch.ones(time, time, dtype=torch.bool, device=B.device).tril()
-    if seq_idx is not None:
-        document = document_starts(seq_idx).cumsum(1)[:, None]
-        seen = seen & (document[..., :, None] == document[..., None, :])
-    decay = differences(cumulative, rest).masked_fill(~seen, -torch.inf).exp()
-    return torch.einsum("blhn,bshn->bhls", C, B) * decay
 
 
 def decay_step(state: Tensor, x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.heads import attention_input_bias, attention_output_bias
 from lit_thinkfast.mixers.kernels import find_varlen_attention
+from lit_thinkfast.mixers.matrices import AttentionMatrix
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -144,6 +145,8 @@ class HybridAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
+        sliding = (config.layer_types or [None] * (layer_idx + 1))[layer_idx] == "sliding_attention"
+        self.window: int | None = config.sliding_window if sliding else None
         input_bias, output_bias = attention_input_bias(config), attention_output_bias(config)
         inner, kv_inner = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=input_bias)
@@ -165,6 +168,25 @@ class HybridAttention(nn.Module):
         past_key_values: Cache | None = None,
     ) -> Tensor:
         """Attend: (b, t, d) -> (b, t, d), writing keys and values to the cache if there is one."""
+        query, key, value = self.project(hidden_states, position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        dropout = self.dropout if self.training else 0.0
+        out: Tensor = self.o_proj(attend(query, key, value, visible, scale=self.head_dim**-0.5, dropout=dropout))
+        return out
+
+    def matrix(
+        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], seq_idx: Tensor | None = None
+    ) -> AttentionMatrix:
+        """Return the attention weights of all heads, whose rows are formed when they are asked for."""
+        query, key, _ = self.project(hidden_states, position_embeddings)
+        document = None if seq_idx is None else document_starts(seq_idx).cumsum(1)
+        return AttentionMatrix(query * self.head_dim**-0.5, key, document, self.window)
+
+    def project(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, t, d) -> queries (b, heads, t, p), keys and values (b, kv_heads, t, p), turned by their positions."""
         query, key, value = (
             projection(hidden_states).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -174,8 +196,4 @@ class HybridAttention(nn.Module):
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         # Angles are in the type of the hidden states, wider than the projections under autocast.
         query, key = (part.to(value.dtype) for part in apply_rotary_pos_emb(query, key, *position_embeddings))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        dropout = self.dropout if self.training else 0.0
-        out: Tensor = self.o_proj(attend(query, key, value, visible, scale=self.head_dim**-0.5, dropout=dropout))
-        return out
+        return query, key, value

@@ -6,9 +6,9 @@ layers ``attention`` it equals its teacher, under the same parameter names, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ from transformers.utils import can_return_tuple
 from lit_thinkfast.mixers import ATTENTION, Mixer, mixer_class
 from lit_thinkfast.mixers.base import check_options
 from lit_thinkfast.mixers.conv import CausalConv1d
-from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.kernels import check_kernel
 from lit_thinkfast.mixers.mamba2 import GatedHeadNorm
 from lit_thinkfast.models.attention import HybridAttention, Visibility, visibility
 from lit_thinkfast.models.cache import GrowingCache, HybridCache
 from lit_thinkfast.models.configuration import HybridConfig
+from lit_thinkfast.models.rows import cached_tokens, documents_of, padding_of_new_tokens, positions_of, valid_tokens
 
 
 @dataclass
@@ -79,18 +79,36 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None = None,
         seq_idx: Tensor | None = None,
         past_key_values: Cache | None = None,
-    ) -> Tensor:
-        """Map (b, t, d) to (b, t, d)."""
+        part: Literal["block", "mixed", "matrix"] = "block",
+    ) -> Any:
+        """Map (b, t, d) to (b, t, d).
+
+        Args:
+            hidden_states: What the layer before returned.
+            visible: What attention may see.
+            position_embeddings: Cosines and sines, for attention.
+            attention_mask: (b, t), zero at padding, for mixers.
+            seq_idx: (b, t) documents.
+            past_key_values: Cache.
+            part: ``mixed`` returns only what attention or mixer adds, (b, t, d), and ``matrix`` a
+                :class:`~lit_thinkfast.mixers.matrices.MixingMatrix`. Both through this method, since strategies that
+                shard weights gather those of a layer when it is called.
+        """
         mixed = self.input_layernorm(hidden_states)
+        if part == "matrix":
+            if self.is_attention and position_embeddings is not None:
+                return self.self_attn.matrix(mixed, position_embeddings=position_embeddings, seq_idx=seq_idx)
+            return self.mixer.mixing_matrix(mixed, attention_mask=attention_mask, seq_idx=seq_idx)
         if self.is_attention:
             mixed = self.self_attn(
                 mixed, visible=visible, position_embeddings=position_embeddings, past_key_values=past_key_values
             )
         else:
             mixed = self.mixer(mixed, past_key_values=past_key_values, attention_mask=attention_mask, seq_idx=seq_idx)
+        if part == "mixed":
+            return mixed
         hidden_states = hidden_states + mixed
-        out: Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return out
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
 class HybridRotaryEmbedding(LlamaRotaryEmbedding):  # type: ignore[misc]
@@ -170,28 +188,28 @@ class HybridModel(HybridPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if seq_idx is None and position_ids is not None and attention_mask is None and past_key_values is None:
-            seq_idx = _documents(position_ids, hidden_states)
+            seq_idx = documents_of(position_ids, hidden_states)
         checkpointing = self.gradient_checkpointing and self.training
         if past_key_values is None and use_cache and not checkpointing:
             past_key_values = GrowingCache(self.config)
-        past = 0 if past_key_values is None else _cached_tokens(past_key_values)
+        past = 0 if past_key_values is None else cached_tokens(past_key_values)
         if seq_idx is not None and past:
             raise ValueError("seq_idx is for packed training rows and cannot continue a cache; leave it out")
         if isinstance(past_key_values, HybridCache):
             past_key_values.check_room(hidden_states.shape[1])
-        valid = _valid_tokens(attention_mask, hidden_states.shape[1], past, past_key_values)
+        valid = valid_tokens(attention_mask, hidden_states.shape[1], past, past_key_values)
 
         visible: dict[str, Visibility] = {}
         position_embeddings = None
         if self.config.attention_layers:
             if position_ids is None:
-                position_ids = _positions(hidden_states, past, valid, seq_idx)
+                position_ids = positions_of(hidden_states, past, valid, seq_idx)
             position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
             visible = self._visibility(hidden_states, past, valid, seq_idx)
         padding = (
             None
             if attention_mask is None or not self._is_stateful
-            else _padding_of_new_tokens(valid, hidden_states.shape[1])
+            else padding_of_new_tokens(valid, hidden_states.shape[1])
         )
 
         collected = []
@@ -214,6 +232,23 @@ class HybridModel(HybridPreTrainedModel):
             hidden_states=(*collected, normed) if output_hidden_states else None,
             pre_norm_hidden_state=hidden_states,
         )
+
+    def layer_arguments(self, batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Return what each layer is called with besides hidden states, for packed rows from their start.
+
+        For running layers one at a time on hidden states of another model.
+
+        Args:
+            batch: ``input_ids``, ``position_ids`` and ``seq_idx``, (b, t) each.
+        """
+        probe = self.norm.weight.new_empty(*batch["input_ids"].shape, 0)
+        seq_idx = batch["seq_idx"]
+        position_embeddings = self.rotary_emb(self.norm.weight, position_ids=batch["position_ids"])
+        visible = self._visibility(probe, 0, None, seq_idx)
+        return [
+            {"visible": visible.get(kind), "position_embeddings": position_embeddings, "seq_idx": seq_idx}
+            for kind in self.config.layer_types or []
+        ]
 
     def _visibility(
         self, hidden_states: Tensor, past: int, valid: Tensor | None, seq_idx: Tensor | None
@@ -360,84 +395,6 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
 
-def _cached_tokens(cache: Cache) -> int:
-    """Tokens in a cache; also for a stock dynamic cache whose layers are all recurrent and cannot say."""
-    layer = cache.layers[0] if cache.layers else None
-    if layer is not None and hasattr(layer, "num_tokens"):
-        return int(layer.num_tokens)
-    if layer is not None and all(cache.is_linear):
-        return 0
-    return int(cache.get_seq_length())
-
-
-def _valid_tokens(attention_mask: Tensor | None, new_tokens: int, past: int, cache: Cache | None) -> Tensor | None:
-    """Return (b, past + t) bool, false at padding, or ``None`` if there is none; a ``HybridCache`` remembers it.
-
-    Raises:
-        ValueError: The mask is of neither length.
-    """
-    if attention_mask is not None:
-        if not isinstance(attention_mask, Tensor):
-            raise ValueError(
-                f"attention_mask is a {type(attention_mask).__name__}; it must be a tensor (batch, tokens)"
-            )
-        length = attention_mask.shape[-1]
-        if attention_mask.ndim != 2 or length not in (new_tokens, past + new_tokens):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, {past + new_tokens})"
-            )
-        if isinstance(cache, HybridCache):
-            cache.remember_padding(attention_mask, start=past + new_tokens - length)
-        elif length < past + new_tokens:
-            raise ValueError(
-                f"attention_mask covers {length} tokens, but {past + new_tokens} are in play; give them all"
-            )
-    if isinstance(cache, HybridCache):
-        return None if cache.valid is None else cache.valid[:, : past + new_tokens]
-    if attention_mask is None:
-        return None
-    valid = attention_mask.bool()
-    return None if valid.all() else valid
-
-
-def _padding_of_new_tokens(valid: Tensor | None, new_tokens: int) -> Tensor | None:
-    """Return the (b, t) mask for mixers, or ``None`` if the new tokens are all real.
-
-    Raises:
-        ValueError: Padding between real tokens. A cache reaches back over padding at the end of an earlier call, but
-            within a call a convolution would see the padding as its last inputs.
-    """
-    if valid is None or valid[:, -new_tokens:].all():
-        return None
-    new = valid[:, -new_tokens:]
-    real_before = valid.cumsum(1)[:, -new_tokens:] > 1
-    after_padding = torch.zeros_like(new)
-    after_padding[:, 1:] = ~new[:, :-1]
-    if (new & after_padding & real_before).any():
-        raise ValueError("attention_mask has padding between real tokens; pad on the left of the first or at the end")
-    return new
-
-
-def _documents(position_ids: Tensor, hidden_states: Tensor) -> Tensor | None:
-    """Return (b, t) documents that begin wherever positions do not go on, or ``None`` if they always do."""
-    position_ids = position_ids.expand(hidden_states.shape[0], -1)
-    starts = torch.zeros_like(position_ids, dtype=torch.bool)
-    starts[:, 1:] = position_ids.diff(dim=1) != 1
-    return starts.cumsum(1) if starts.any() else None
-
-
 def _is_stateful(config: HybridConfig) -> bool:
     """Does a layer keep a state that cannot go back to an earlier token, as speculative decoding would need?"""
     return len(config.attention_layers) < config.num_hidden_layers
-
-
-def _positions(hidden_states: Tensor, past: int, valid: Tensor | None, seq_idx: Tensor | None) -> Tensor:
-    """Position of each new token within its document, not counting padding before it."""
-    time, device = hidden_states.shape[1], hidden_states.device
-    if seq_idx is not None:
-        index = torch.arange(time, device=device).expand_as(seq_idx)
-        starts: Tensor = torch.where(document_starts(seq_idx), index, 0).cummax(1).values
-        return index - starts
-    if valid is not None:
-        return (valid.cumsum(1)[:, -time:] - 1).clamp_min(0)
-    return torch.arange(past, past + time, device=device)[None]

@@ -5,7 +5,8 @@ import torch
 
 from lit_thinkfast.mixers import chunked, scan
 from lit_thinkfast.mixers.reference import reference_decay_scan, reference_scan
-from lit_thinkfast.mixers.scan import chunked_scan, decay_matrix, decay_scan, scan_step
+from lit_thinkfast.mixers.matrices import decay_matrix
+from lit_thinkfast.mixers.scan import chunked_scan, decay_scan, scan_step
 
 
 def make_inputs(batch=2, time=37, heads=3, width=5, size=4, seed=0, requires_grad=False):
@@ -125,7 +126,7 @@ def test_weak_decays_beside_strong_ones_are_not_lost(strong):
     expected, _ = reference_decay_scan(x, log_decay.double(), B, C)
     actual, _ = decay_scan(x.float(), log_decay, B.float(), C.float())
     assert (actual - expected).abs().max() < 1e-6 * expected.abs().max()
-    M = decay_matrix(log_decay, B.float(), C.float())
+    M = decay_matrix(log_decay, B.float(), C.float(), D=torch.zeros(log_decay.shape[-1])).rows(0, log_decay.shape[1])
     assert (torch.einsum("bhls,bshp->blhp", M, x.float()) - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
