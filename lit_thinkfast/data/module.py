@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_thinkfast.data.corpora import Corpus
@@ -36,7 +37,8 @@ class MathDataModule(LightningDataModule):
         seq_len: Tokens a row. Rows hold whole documents, so several times the usual length of one wastes least.
         batch_size: Rows a batch and rank.
         steps_per_epoch: Batches that make an epoch, on each rank.
-        val_batches: Held-out batches, over all ranks; fewer if the split is smaller.
+        val_batches: Held-out batches, over all ranks; fewer if the split is smaller, or where weights are sharded and
+            ranks do not divide them.
         problems: ``gsm8k``, ``math500``, ``arithmetic``, or a JSONL file of problems; ``null`` for none.
         problems_path: Local file of ``gsm8k`` or ``math500`` in the published format.
         problems_split: Split of ``problems``. By default ``test`` in a test, else ``validation`` where a
@@ -168,6 +170,9 @@ class MathDataModule(LightningDataModule):
                 f"{len(batches)} held-out batches cannot serve {world_size} ranks; raise val_batches, hold out more of "
                 "the corpus, or lower batch_size"
             )
+        if self.trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # ranks gather weights together, for the same number of batches each
+            batches = batches[: len(batches) - len(batches) % world_size]
         loaders: list[Batches[Any]] = [Batches(batches[rank::world_size])]
         if self.problem_set:
             loaders.append(chunks(self.problem_set[rank::world_size], self.problem_batch_size))

@@ -54,6 +54,10 @@ class MatrixOrientation(_LayerLoss):
             raise ValueError(f"query_block must be at least 1, got {query_block}")
         self.over_heads, self.query_block = heads == "mean", query_block
 
+    def tokens(self, batch: PackedBatch) -> Tensor:
+        """Return the rows of the batch, over which the mean is here."""
+        return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
+
     def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
         ours, theirs, inputs = _aligned(student, teacher, self)
         keep = labelled_documents(batch)

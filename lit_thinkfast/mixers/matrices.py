@@ -145,7 +145,7 @@ def decay_matrix(
         B=widen(B).transpose(1, 2),
         C=widen(C).transpose(1, 2),
         weight=widen(weight).transpose(1, 2),
-        D=widen(D)[:, None].expand(len(B), -1, -1),
+        D=widen(D)[:, None].repeat(len(B), 1, 1),  # a copy: memory of sharded weights is freed after a layer's call
         document=None if seq_idx is None else document_starts(seq_idx).cumsum(1),
     )
 

@@ -298,17 +298,22 @@ class Stop(Callback):
         trainer.should_stop = trainer.global_step >= self.steps
 
 
-def test_accumulation_averages_micro_batches_with_equal_weight(tmp_path, teacher_folder, student_folder):
-    """Two micro-batches of unequal token counts move the weights as the plain mean of their two losses would."""
-    micro = [pack([[20]], seed=1), pack([[5]], seed=2)]
+def test_accumulation_is_the_mean_over_tokens(tmp_path, teacher_folder, student_folder):
+    """Micro-batches of unequal token counts move the weights as one batch of all their rows would, to the last one."""
+    micro = [pack([[20]], seed=1), pack([[5]], seed=2), pack([[9, 11]], seed=3)]
     sgd = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1), "schedule": None, "weight_decay": 0.0}
-    module = distil(student_folder, teacher_folder, losses={"ce": CrossEntropy()}, **sgd)
-    trainer(tmp_path, steps=1, accumulate_grad_batches=2).fit(module, Batches(micro))
-    twin = AutoModelForCausalLM.from_pretrained(student_folder).train()
-    loss = sum(twin(**{k: b[k] for k in ("input_ids", "position_ids", "labels")}).loss for b in micro) / 2
-    loss.backward()
-    for (name, moved), parameter in zip(module.student.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad, msg=name)
+    seen, moved = [], []
+    whole = {name: torch.cat([batch[name] for batch in micro]) for name in micro[0]}
+    for batches, accumulate in ((micro, 3), ([whole], 1)):
+        module = distil(student_folder, teacher_folder, losses={"ce": CrossEntropy(), "kl": ReverseKL()}, **sgd)
+        run = trainer(tmp_path, steps=1, accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
+        run.fit(module, Batches(batches))
+        moved.append(module.student.state_dict())
+        seen.append(run.callback_metrics["train/grad_norm"])
+    assert seen[0] > 0.5, "the norm is that before clipping"
+    torch.testing.assert_close(*seen)
+    for name, parameter in moved[0].items():
+        torch.testing.assert_close(parameter, moved[1][name], msg=name)
 
 
 def test_another_vocabulary_is_one_line(tmp_path, student_folder):

@@ -1,8 +1,9 @@
-"""Run one small distillation on two gloo ranks, as ``torchrun`` would start them: ``two_ranks.py STUDENT TEACHER OUT``.
+"""Run small distillations on two gloo ranks, as ``torchrun`` would start them: ``two_ranks.py STUDENT TEACHER FOLDER``.
 
-The ranks are forked after the imports, which take longer than the run.
+The ranks are forked after the imports, which take longer than the runs.
 """
 
+import faulthandler
 import json
 import os
 import socket
@@ -11,42 +12,75 @@ import traceback
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_thinkfast.callbacks import ExportStudent
 from lit_thinkfast.data.loader import Batches
-from lit_thinkfast.distill import CrossEntropy, DistillationModule, HFTeacher, HiddenStateLoss, ReverseKL
+from lit_thinkfast.distill import CrossEntropy, DistillationModule, HFTeacher, ReverseKL
+from lit_thinkfast.distill.layerwise import HiddenStateLoss, MatrixOrientation, MixerOutputLoss
 
 BATCHES = "batches.pt"
+MIXERS = r"layers\.0\.(mixer\.(in_proj|conv1d|D|A_log|dt_bias)|input_layernorm)"
+CASES = {
+    "kd_ddp": {"strategy": "ddp", "losses": lambda: {"kl": ReverseKL(), "ce": CrossEntropy()}},
+    "kd_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL(), "ce": CrossEntropy()}},
+    "own_states_ddp": {"strategy": "ddp", "losses": lambda: {"h": HiddenStateLoss()}, "trainable": "layers|embed"},
+    "hidden_fsdp": {
+        "strategy": "fsdp",
+        "losses": lambda: {"h": HiddenStateLoss(teacher_forced=True)},
+        "trainable": r"layers\.",
+        "gradient_checkpointing": True,
+    },
+    "matrix_ddp": {"strategy": "ddp", "losses": lambda: {"m": MatrixOrientation()}, "trainable": MIXERS},
+    "matrix_fsdp": {"strategy": "fsdp", "losses": lambda: {"m": MatrixOrientation()}, "trainable": MIXERS},
+    "mixed_ddp": {
+        "strategy": "ddp",
+        "losses": lambda: {"x": MixerOutputLoss(layers=[0])},
+        "trainable": r"layers\.0\.(mixer|input_layernorm)",
+    },
+}
 
 
 class Data(LightningDataModule):
-    """Global batches of four rows of equal token counts, of which each rank takes its share."""
+    """Global batches of eight rows: at once, or in two micro-batches of two rows on each of two ranks."""
 
-    def __init__(self, path):
+    def __init__(self, path, held_out):
         super().__init__()
-        self.train, self.held_out = torch.load(path)
+        self.train, batches = torch.load(path)
+        self.held_out = batches[:held_out]
 
     def train_dataloader(self):
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        return Batches([{name: rows[rank::world].clone() for name, rows in batch.items()} for batch in self.train])
+        if self.trainer.world_size == 1:
+            return Batches(self.train)
+        pieces = [slice(start, start + 2) for start in (2 * self.trainer.global_rank, 4 + 2 * self.trainer.global_rank)]
+        return Batches([{k: rows[p].clone() for k, rows in batch.items()} for batch in self.train for p in pieces])
 
     def val_dataloader(self):
         return Batches(self.held_out[self.trainer.global_rank :: self.trainer.world_size])
 
 
-def run(student, teacher, out, *, devices):
-    """Train six steps, export to ``out``, and write what validation measured to ``out.json``."""
+def run(case, student, teacher, folder, *, devices):
+    """Train six steps, export to ``folder/case``, and write what validation measured to ``folder/case.json``."""
+    options = dict(CASES[case])
+    wanted, strategy = options.pop("strategy"), "auto"
+    if devices > 1:
+        sharded = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+        strategy = sharded if wanted == "fsdp" else wanted
     module = DistillationModule(
         student,
-        losses={"kl": ReverseKL(), "hidden": HiddenStateLoss(), "ce": CrossEntropy()},
+        losses=options.pop("losses")(),
         teacher=HFTeacher(teacher),
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05),
+        **options,
     )
-    data = Data(os.path.join(os.path.dirname(out), BATCHES))
+    out = os.path.join(folder, case)
+    # three are uneven, which ranks that gather weights for every batch cannot have
+    data = Data(os.path.join(os.path.dirname(folder), BATCHES), held_out=2 if "fsdp" in case else 3)
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=strategy,
+        accumulate_grad_batches=devices,
         max_steps=6,
         logger=False,
         enable_checkpointing=False,
@@ -63,7 +97,7 @@ def run(student, teacher, out, *, devices):
             json.dump({name: float(value) for name, value in measured.items()}, file)
 
 
-def main(student, teacher, out):
+def main(student, teacher, folder):
     torch.set_num_threads(1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,7 +117,9 @@ def main(student, teacher, out):
             code = 1
             try:
                 os.environ.update(common, RANK=str(rank), LOCAL_RANK=str(rank))
-                run(student, teacher, out, devices=2)
+                faulthandler.dump_traceback_later(120, exit=True)  # a rank that waits for ever says where
+                for case in CASES:
+                    run(case, student, teacher, folder, devices=2)
                 code = 0
             except BaseException:
                 traceback.print_exc()
