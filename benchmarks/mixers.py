@@ -86,12 +86,13 @@ def peak_of(name: str, time_steps: int, queue: Any) -> None:
     with_gradients(SCANS[name], mamba2_inputs(STOCK_CHUNK))  # whatever is loaded once
     values = mamba2_inputs(time_steps)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
+    before = status_kib("VmRSS")
     with_gradients(SCANS[name], values)
-    queue.put((_status("VmHWM") - before) / 1024)
+    queue.put((status_kib("VmHWM") - before) / 1024)
 
 
-def _status(key: str) -> float:
+def status_kib(key: str) -> float:
+    """Return a memory size of this process, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line for line in lines if line.startswith(key)).split()[1])
 

@@ -16,9 +16,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lit_thinkfast.data.module import MathDataModule
-    from lit_thinkfast.distill.layerwise import HiddenStateLoss
-    from lit_thinkfast.distill.losses import CrossEntropy, DistillLoss, ForwardKL, JensenShannon, ReverseKL
+    from lit_thinkfast.distill.cached import CachedTeacher
+    from lit_thinkfast.distill.layerwise import HiddenStateLoss, MatrixOrientation, MixerOutputLoss
+    from lit_thinkfast.distill.losses import (
+        CrossEntropy,
+        DistillLoss,
+        ForwardKL,
+        JensenShannon,
+        ReverseKL,
+        SkewKL,
+        TopKKL,
+    )
     from lit_thinkfast.distill.module import DistillationModule
+    from lit_thinkfast.distill.rewards import HeadRewardLoss, RewardLoss
     from lit_thinkfast.distill.teachers import HFTeacher, Teacher
     from lit_thinkfast.generation.config import SamplingConfig
     from lit_thinkfast.generation.sampler import Sampler
@@ -36,6 +46,7 @@ if TYPE_CHECKING:
     from lit_thinkfast.models.modeling import HybridForCausalLM
     from lit_thinkfast.records import BudgetPoint, Completion, Problem, Verdict
     from lit_thinkfast.verification.grading import MathVerifier, Verifier
+    from lit_thinkfast.verification.head import HeadRewardModel
     from lit_thinkfast.verification.likelihood import LikelihoodRewardModel
     from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel
 
@@ -43,6 +54,7 @@ __all__ = [
     "MIXERS",
     "BestOfNAccuracy",
     "BudgetPoint",
+    "CachedTeacher",
     "Completion",
     "Coverage",
     "CrossEntropy",
@@ -50,6 +62,8 @@ __all__ = [
     "DistillationModule",
     "ForwardKL",
     "HFTeacher",
+    "HeadRewardLoss",
+    "HeadRewardModel",
     "HiddenStateLoss",
     "HybridConfig",
     "HybridForCausalLM",
@@ -58,15 +72,20 @@ __all__ = [
     "MajorityVoteAccuracy",
     "MathDataModule",
     "MathVerifier",
+    "MatrixOrientation",
     "Mixer",
+    "MixerOutputLoss",
     "Problem",
     "ProcessRewardModel",
     "ReasoningEvaluator",
     "ReverseKL",
+    "RewardLoss",
     "RewardModel",
     "Sampler",
     "SamplingConfig",
+    "SkewKL",
     "Teacher",
+    "TopKKL",
     "Verdict",
     "Verifier",
     "WeightedBestOfNAccuracy",
@@ -77,9 +96,11 @@ __all__ = [
 
 _SHELF = {
     "data.module": ("MathDataModule",),
-    "distill.layerwise": ("HiddenStateLoss",),
-    "distill.losses": ("CrossEntropy", "DistillLoss", "ForwardKL", "JensenShannon", "ReverseKL"),
+    "distill.cached": ("CachedTeacher",),
+    "distill.layerwise": ("HiddenStateLoss", "MatrixOrientation", "MixerOutputLoss"),
+    "distill.losses": ("CrossEntropy", "DistillLoss", "ForwardKL", "JensenShannon", "ReverseKL", "SkewKL", "TopKKL"),
     "distill.module": ("DistillationModule",),
+    "distill.rewards": ("HeadRewardLoss", "RewardLoss"),
     "distill.teachers": ("HFTeacher", "Teacher"),
     "generation.config": ("SamplingConfig",),
     "generation.sampler": ("Sampler",),
@@ -92,6 +113,7 @@ _SHELF = {
     "models.modeling": ("HybridForCausalLM",),
     "records": ("BudgetPoint", "Completion", "Problem", "Verdict"),
     "verification.grading": ("MathVerifier", "Verifier"),
+    "verification.head": ("HeadRewardModel",),
     "verification.likelihood": ("LikelihoodRewardModel",),
     "verification.reward": ("ProcessRewardModel", "RewardModel"),
 }

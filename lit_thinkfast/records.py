@@ -38,6 +38,7 @@ class Example:
         source: Name of the corpus.
         step_labels: For reward models, one truth value for each line of ``response``: is everything up to and
             including this line right?
+        outcome: For reward models, one truth value for the whole of ``response``.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Example:
     response: str
     source: str = ""
     step_labels: tuple[bool, ...] | None = None
+    outcome: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

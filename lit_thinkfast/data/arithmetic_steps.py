@@ -1,7 +1,9 @@
-"""Turn completions of arithmetic problems into training texts for a process reward model.
+"""Turn completions of arithmetic problems into training texts for reward models.
 
 Run as ``python -m lit_thinkfast.data.arithmetic_steps COMPLETIONS.jsonl OUT.jsonl``: each completion becomes an
-:class:`~lit_thinkfast.records.Example` whose lines are labelled by :func:`~lit_thinkfast.data.arithmetic.check_steps`.
+:class:`~lit_thinkfast.records.Example` whose lines are labelled by :func:`~lit_thinkfast.data.arithmetic.check_steps`,
+and whose outcome says whether its last line gives the right answer. A corpus takes one of the two, by
+``step_labels_column`` for a process reward model or by ``outcome_column`` for an outcome reward model.
 """
 
 import re
@@ -26,13 +28,14 @@ def problem_of(problem_id: str) -> ArithmeticProblem:
 
 
 def labelled(completions: Iterable[Completion]) -> Iterator[Example]:
-    """Yield each completion that ended by itself, its blank lines dropped, with the truth of its steps."""
+    """Yield each completion that ended by itself, its blank lines dropped, with the truth of its steps and outcome."""
     for c in completions:
         lines = [line for line in c.text.split("\n") if line.strip()]
         if c.finish_reason == "stop" and lines:
             problem, text = problem_of(c.problem_id), "\n".join(lines)
             labels = tuple(check_steps(problem.question, text))
-            yield Example(f"{c.problem_id}#{c.sample}", problem.question, text, "arithmetic-steps", labels)
+            answered = lines[-1].strip() == problem.solution.split("\n")[-1]
+            yield Example(f"{c.problem_id}#{c.sample}", problem.question, text, "arithmetic-steps", labels, answered)
 
 
 if __name__ == "__main__":

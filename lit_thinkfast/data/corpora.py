@@ -94,6 +94,7 @@ class _TableCorpus(_Indexed):
         prompt_column: str | None = "prompt",
         response_column: str = "response",
         step_labels_column: str | None = None,
+        outcome_column: str | None = None,
         id_column: str | None = None,
         validation_path: str | None = None,
         validation_every: int = 50,
@@ -102,7 +103,7 @@ class _TableCorpus(_Indexed):
             raise ValueError(f"validation_every {validation_every} leaves nothing to train on; use at least 2")
         self.path, self.validation_path, self.validation_every = path, validation_path, validation_every
         self.prompt_column, self.response_column = prompt_column, response_column
-        self.step_labels_column, self.id_column = step_labels_column, id_column
+        self.step_labels_column, self.outcome_column, self.id_column = step_labels_column, outcome_column, id_column
         self._tables: dict[str, Table] = {}
 
     def size(self, split: Split) -> int | None:
@@ -129,6 +130,7 @@ class _TableCorpus(_Indexed):
             prompt_column=self.prompt_column,
             response_column=self.response_column,
             step_labels_column=self.step_labels_column,
+            outcome_column=self.outcome_column,
             id_column=self.id_column,
         )
 
@@ -151,7 +153,10 @@ class JsonlCorpus(_TableCorpus):
         path: The file.
         prompt_column: Key of the text given to the model; ``null`` for plain text.
         response_column: Key of the text to be written, on which the loss is taken.
-        step_labels_column: Key of a list of truth values, one for each line of the response (reward models).
+        step_labels_column: Key of a list of truth values, one for each line of the response (reward models), which
+            may then be a list of steps.
+        outcome_column: Key of one truth value for the whole response, which may be a list of steps (reward models); of
+            a list of them, one a step, the last counts.
         id_column: Key of a unique id; by default file and line.
         validation_path: A second file to validate on.
         validation_every: Without ``validation_path``, rows 0, n, 2n, ... are kept for validation.
@@ -217,7 +222,10 @@ class HubCorpus:
         streaming: Read over the network as needed, instead of downloading everything first.
         prompt_column: Column of the text given to the model; ``null`` for plain text.
         response_column: Column of the text to be written, on which the loss is taken.
-        step_labels_column: Column of truth values, one for each line of the response (reward models).
+        step_labels_column: Column of truth values, one for each line of the response (reward models), which may then
+            be a list of steps.
+        outcome_column: Column of one truth value for the whole response, which may be a list of steps (reward models);
+            of a list of them, one a step, the last counts.
         id_column: Column of a unique id; by default the number of the row.
 
     Raises:
@@ -238,6 +246,7 @@ class HubCorpus:
         prompt_column: str | None = "prompt",
         response_column: str = "response",
         step_labels_column: str | None = None,
+        outcome_column: str | None = None,
         id_column: str | None = None,
     ) -> None:
         if validation_every < 2:
@@ -245,7 +254,7 @@ class HubCorpus:
         self.path, self.name, self.revision, self.streaming = path, name, revision, streaming
         self.split, self.validation_split, self.validation_every = split, validation_split, validation_every
         self.prompt_column, self.response_column = prompt_column, response_column
-        self.step_labels_column, self.id_column = step_labels_column, id_column
+        self.step_labels_column, self.outcome_column, self.id_column = step_labels_column, outcome_column, id_column
 
     def examples(self, split: Split, *, start: int = 0) -> Iterator[Example]:
         """Yield the examples of ``split`` in the order of the dataset, from number ``start`` on."""
@@ -259,6 +268,8 @@ class HubCorpus:
         if not self.streaming and first >= len(rows):
             return
         rows = rows.skip(first)
+        if self.streaming:  # iterated plainly, in a worker process, it would leave out the files of the other workers
+            rows = ({name: column[0] for name, column in one.items()} for one in rows.iter(batch_size=1))
         for number, values in enumerate(rows, start=first):
             if whole or (number % every == 0) == (split == "validation"):
                 yield row_to_example(
@@ -266,8 +277,49 @@ class HubCorpus:
                     prompt_column=self.prompt_column,
                     response_column=self.response_column,
                     step_labels_column=self.step_labels_column,
+                    outcome_column=self.outcome_column,
                     id_column=self.id_column,
                 )
+
+
+class HubTableCorpus(_TableCorpus):
+    """A split of a dataset of the Hugging Face hub, downloaded whole, so that each pass has another order.
+
+    Arguments and errors as :class:`HubCorpus`. Of ``split``, rows 0, n, 2n, ... are kept for validation, with n
+    ``validation_every``.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        split: str = "train",
+        validation_every: int = 50,
+        revision: str | None = None,
+        prompt_column: str | None = "prompt",
+        response_column: str = "response",
+        step_labels_column: str | None = None,
+        outcome_column: str | None = None,
+        id_column: str | None = None,
+    ) -> None:
+        super().__init__(
+            path,
+            prompt_column=prompt_column,
+            response_column=response_column,
+            step_labels_column=step_labels_column,
+            outcome_column=outcome_column,
+            id_column=id_column,
+            validation_every=validation_every,
+        )
+        self.name, self.split, self.revision = name, split, revision
+
+    def _table(self, split: Split) -> Table:
+        if self.path not in self._tables:
+            from lit_thinkfast.data.tables import HubTable
+
+            self._tables[self.path] = HubTable(self.path, name=self.name, split=self.split, revision=self.revision)
+        return self._tables[self.path]
 
 
 def row_to_example(
@@ -276,14 +328,18 @@ def row_to_example(
     prompt_column: str | None,
     response_column: str,
     step_labels_column: str | None = None,
+    outcome_column: str | None = None,
     id_column: str | None = None,
 ) -> Example:
     """Make an example of the named columns of ``row``.
 
+    With step labels or an outcome, the response may be a list of steps: each becomes a line.
+
     Raises:
         RecordError: A column is missing, empty, or of another type; the message starts with the row's place.
     """
-    response = string(row, response_column)
+    of_reward = step_labels_column is not None or outcome_column is not None
+    response = _steps(row, response_column) if of_reward else string(row, response_column)
     if not response:
         raise RecordError(f"{row.where}: column {response_column!r} is empty")
     labels = None
@@ -292,10 +348,26 @@ def row_to_example(
         if not isinstance(values, (list, tuple)) or any(value not in (0, 1) for value in values):
             raise RecordError(f"{row.where}: column {step_labels_column!r} is not a list of truth values")
         labels = tuple(bool(value) for value in values)
+    outcome = row.column(outcome_column) if outcome_column is not None else None
+    if isinstance(outcome, (list, tuple)) and outcome:
+        outcome = outcome[-1]
+    if outcome_column is not None and outcome not in (0, 1):
+        raise RecordError(f"{row.where}: column {outcome_column!r} is not a truth value")
     return Example(
         id=str(row.column(id_column)) if id_column is not None else row.where,
         prompt=string(row, prompt_column) if prompt_column is not None else "",
         response=response,
         source=row.where.rpartition(":")[0],
         step_labels=labels,
+        outcome=None if outcome is None else bool(outcome),
     )
+
+
+def _steps(row: Row, name: str) -> str:
+    """Return the text in a column, or its list of steps as one line each, line breaks within a step as spaces."""
+    steps = row.column(name)
+    if not isinstance(steps, (list, tuple)):
+        return string(row, name)
+    if any(not isinstance(step, str) or not step.strip() for step in steps):
+        raise RecordError(f"{row.where}: column {name!r} is not a list of steps, each a text that is not empty")
+    return "\n".join(" ".join(step.split()) for step in steps)

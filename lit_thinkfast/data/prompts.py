@@ -111,15 +111,20 @@ def encode_examples(
 
     An example with ``step_labels`` trains a reward model instead. Its response is given a last newline if it lacks one,
     and for the token t that holds the newline ending a line, ``labels[t + 1]`` is the id of ``+`` (right so far) or
-    ``-``; every other label is -100. So the verdict is the prediction made *at* the newline.
+    ``-``; every other label is -100. So the verdict is the prediction made *at* the newline. One with an ``outcome``
+    is labelled in the same way at the last newline alone, whatever the number of its lines: what judges the whole
+    response is what would judge its last step.
 
     Raises:
-        ValueError: ``step_labels`` do not match the lines of the response, or the tokenizer cannot tell steps apart.
+        ValueError: ``step_labels`` do not match the lines of the response, there is an ``outcome`` too, or the
+            tokenizer cannot tell steps apart.
     """
     system = system_prompt(system)
     prompts = [_prompt_text(tokenizer, e.prompt, system) if e.prompt else "" for e in examples]
+    judged = [e.step_labels is not None or e.outcome is not None for e in examples]
     responses = [
-        e.response if e.step_labels is None or e.response.endswith("\n") else e.response + "\n" for e in examples
+        e.response + "\n" if of_reward and not e.response.endswith("\n") else e.response
+        for e, of_reward in zip(examples, judged, strict=True)
     ]
     encode = functools.partial(
         tokenizer, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
@@ -130,39 +135,53 @@ def encode_examples(
     for index, example in enumerate(examples):
         before = _with_begin(tokenizer, prompt_ids[index])
         after = [*encoded["input_ids"][index], end]
-        if example.step_labels is None:
+        if not judged[index]:
             labels = [IGNORE] * len(before) + after
             labels[0] = IGNORE
         else:
             labels = [IGNORE] * (len(before) + len(after))
-            ends = _line_ends(responses[index], example)
-            tokens = [encoded.char_to_token(index, position) for position in ends]
+            verdicts = _verdicts(responses[index], example)
+            tokens = [encoded.char_to_token(index, position) for position in verdicts]
             if len(set(tokens)) < len(tokens):
                 raise ValueError(
                     f"example {example.id!r}: the tokenizer joins two line ends in one token; remove blank lines"
                 )
-            for token, right in zip(tokens, example.step_labels, strict=True):
-                labels[len(before) + token + 1] = _sign_ids(tokenizer)[0 if right else 1]
+            for token, right in zip(tokens, verdicts.values(), strict=True):
+                labels[len(before) + token + 1] = sign_ids(tokenizer)[0 if right else 1]
         documents.append((before + after, labels))
     return documents
 
 
-def _line_ends(response: str, example: Example) -> list[int]:
-    """Return the character positions of the newlines of ``response``, one for each step label."""
-    ends = [position for position, character in enumerate(response) if character == "\n"]
-    count = len(example.step_labels or ())
-    if len(ends) != count:
-        raise ValueError(f"example {example.id!r}: {count} step labels for {len(ends)} lines; give one for each line")
-    return ends
-
-
 @functools.lru_cache(maxsize=8)
-def _sign_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return the ids of ``+`` and ``-``."""
+def sign_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return the ids of ``+`` and ``-``, which label what is right and what is wrong.
+
+    Raises:
+        ValueError: The tokenizer splits one of them.
+    """
     plus, minus = (tokenizer(sign, add_special_tokens=False)["input_ids"] for sign in "+-")
     if len(plus) != 1 or len(minus) != 1:
-        raise ValueError("step labels need a tokenizer with '+' and '-' as single tokens; this one splits them")
-    return plus[0], minus[0]
+        raise ValueError(
+            "labels of steps and outcomes need a tokenizer with '+' and '-' as single tokens; this one splits them"
+        )
+    return int(plus[0]), int(minus[0])
+
+
+def _verdicts(response: str, example: Example) -> dict[int, bool]:
+    """Return the truth values of an example by the character positions of the newlines that they belong to."""
+    ends = [position for position, character in enumerate(response) if character == "\n"]
+    if example.outcome is not None:
+        if example.step_labels is not None:
+            raise ValueError(
+                f"example {example.id!r} has step labels and an outcome; name the column of one of them, not of both"
+            )
+        return {ends[-1]: example.outcome}
+    labels = example.step_labels or ()
+    if len(ends) != len(labels):
+        raise ValueError(
+            f"example {example.id!r}: {len(labels)} step labels for {len(ends)} lines; give one for each line"
+        )
+    return dict(zip(ends, labels, strict=True))
 
 
 def _prompt_text(tokenizer: PreTrainedTokenizerBase, question: str, system: str | None) -> str:

@@ -1,24 +1,37 @@
-"""Losses of distillation, as objects that a config can name.
+"""Losses of distillation on next-token distributions, as objects that a config can name. All values are in nats.
 
-Every token loss is a mean over the *labelled* tokens of the micro-batch: the prediction made at position t - 1
-counts when ``labels[t] != -100``. Gradient accumulation and data-parallel ranks then average micro-batches with equal
-weight, so that with uneven masks a token weighs more in a micro-batch that has few of them. All values are in nats.
+By default a loss is a mean over the *labelled* tokens of the micro-batch: the prediction made at position t - 1 counts
+when ``labels[t] != -100``. Published code averages over other positions, or divides by other numbers; ``positions``
+and ``reduction`` do as it does, where its numbers are to be met:
+
+=========================  ======================  =============
+code                       positions               reduction
+=========================  ======================  =============
+ours                       ``labels``              ``token_mean``
+M1                         ``unshifted_labels``    ``token_mean``
+MOHAWK                     ``all``                 ``token_mean``
+MambaInLlama               ``all``                 ``batchmean``
+=========================  ======================  =============
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lit_thinkfast.distill import chunked
+from lit_thinkfast.distill.chunked import Positions
 from lit_thinkfast.distill.signals import Signals
 
 if TYPE_CHECKING:
     from lit_thinkfast.records import PackedBatch
+
+Reduction = Literal["token_mean", "batchmean"]
 
 
 class DistillLoss(nn.Module, ABC):
@@ -30,6 +43,8 @@ class DistillLoss(nn.Module, ABC):
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: bool = True
+    teacher_needs: frozenset[str] | None = None
+    """Signals read of the teacher, where they are others than those of the student."""
 
     def setup(self, student: Any, tokenizer: Any) -> None:
         """Get to know the student, and the tokenizer of the data if it has one; once, before the strategy wraps.
@@ -41,54 +56,110 @@ class DistillLoss(nn.Module, ABC):
         """Return how many tokens of the batch the loss averages over, a scalar: the labelled ones by default."""
         return (batch["labels"][:, 1:] != -100).sum()
 
+    def save_with(self, folder: Path) -> None:
+        """Write into the folder of an exported student what belongs to it; nothing by default."""
+
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
         """Return the unweighted loss, a scalar."""
 
 
-class CrossEntropy(DistillLoss):
-    """Next-token cross-entropy against the labels, mean over labelled tokens; needs no teacher.
+class _TokenLoss(DistillLoss):
+    """A loss of single predictions, and over which of them it is a mean."""
 
-    Args:
-        chunk_tokens: Tokens whose logits are held at a time.
-    """
-
-    needs_teacher = False
-
-    def __init__(self, *, chunk_tokens: int = 1024) -> None:
+    def __init__(
+        self,
+        *,
+        positions: Positions = "labels",
+        reduction: Reduction = "token_mean",
+        chunk_tokens: int | None = None,
+    ) -> None:
         super().__init__()
-        self.chunk_tokens = _at_least_one(chunk_tokens)
+        for value, known in ((positions, get_args(Positions)), (reduction, get_args(Reduction))):
+            if value not in known:
+                raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+        if chunk_tokens is not None and chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+        self.positions, self.reduction, self.chunk_tokens = positions, reduction, chunk_tokens
 
-    def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
-        index, targets = chunked.labelled_rows(batch)
+    def tokens(self, batch: PackedBatch) -> Tensor:
+        """Return what the sum over predictions is divided by, a scalar: their number, or that of rows."""
+        labels = batch["labels"]
+        if self.reduction == "batchmean":
+            return torch.tensor(len(labels), device=labels.device)
+        if self.positions == "labels":
+            return super().tokens(batch)
+        return torch.tensor(len(self._scored(batch)[0]), device=labels.device)
+
+    def _scored(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        return chunked.scored_rows(batch, self.positions)
+
+    def _reduced(self, student: Signals, batch: PackedBatch, index: Tensor, row_loss: chunked.RowLoss) -> Tensor:
         hidden, head = student.final()
         return chunked.mean_over_rows(
             _rows(hidden, index),
             head,
-            lambda logits, rows: chunked.cross_entropy_rows(logits, targets[rows]),
+            row_loss,
+            divisor=len(batch["labels"]) if self.reduction == "batchmean" else None,
             chunk_tokens=self.chunk_tokens,
         )
 
 
-class _Divergence(DistillLoss):
-    """A divergence between the two next-token distributions, mean over labelled tokens.
+class CrossEntropy(_TokenLoss):
+    """Next-token cross-entropy against the labels; needs no teacher.
+
+    With other ``positions`` than labels the target is the next token of the document, and a prediction that has none
+    does not count.
+
+    Args:
+        positions: See the module's text.
+        reduction: See the module's text.
+        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+    """
+
+    needs_teacher = False
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
+        index, targets = self._scored(batch)
+        return self._reduced(
+            student, batch, index, lambda logits, rows: chunked.cross_entropy_rows(logits, targets[rows])
+        )
+
+    def _scored(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        index, targets = super()._scored(batch)
+        has_target = targets != chunked.IGNORE
+        return index[has_target], targets[has_target]
+
+
+class _Divergence(_TokenLoss):
+    """A divergence between the two next-token distributions.
 
     The teacher may be of another width; its vocabulary must be the student's.
     """
 
-    def __init__(self, *, temperature: float = 1.0, chunk_tokens: int = 1024) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        positions: Positions = "labels",
+        reduction: Reduction = "token_mean",
+        chunk_tokens: int | None = None,
+    ) -> None:
+        super().__init__(positions=positions, reduction=reduction, chunk_tokens=chunk_tokens)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.temperature = temperature
-        self.chunk_tokens = _at_least_one(chunk_tokens)
 
     @abstractmethod
     def divergence(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each row's value ``(c,)`` and its gradient in the student's logits ``(c, v)``; inputs are logits."""
+        """Return each row's value ``(c,)`` and its gradient in the student's logits ``(c, v)``.
+
+        Both inputs are logits ``(c, v)``, whose memory may be written to.
+        """
 
     def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
-        return token_divergence(student, given(teacher, self), batch, self.divergence, chunk_tokens=self.chunk_tokens)
+        index, _ = self._scored(batch)
+        return self._reduced(student, batch, index, _against(given(teacher, self), index, self.divergence))
 
 
 class ForwardKL(_Divergence):
@@ -96,7 +167,9 @@ class ForwardKL(_Divergence):
 
     Args:
         temperature: Divides the logits of both sides.
-        chunk_tokens: Tokens whose logits are held at a time.
+        positions: See the module's text.
+        reduction: See the module's text.
+        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
     """
 
     def divergence(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +181,9 @@ class ReverseKL(_Divergence):
 
     Args:
         temperature: Divides the logits of both sides.
-        chunk_tokens: Tokens whose logits are held at a time.
+        positions: See the module's text.
+        reduction: See the module's text.
+        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
     """
 
     def divergence(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,19 +196,110 @@ class JensenShannon(_Divergence):
     Args:
         beta: Weight of the teacher in the mixture, strictly between 0 and 1.
         temperature: Divides the logits of both sides.
-        chunk_tokens: Tokens whose logits are held at a time.
+        positions: See the module's text.
+        reduction: See the module's text.
+        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
     """
 
-    def __init__(self, *, beta: float = 0.5, temperature: float = 1.0, chunk_tokens: int = 1024) -> None:
-        super().__init__(temperature=temperature, chunk_tokens=chunk_tokens)
-        if not 0 < beta < 1:
-            raise ValueError(
-                f"beta must lie strictly between 0 and 1, got {beta}; the ends are ForwardKL and ReverseKL"
-            )
-        self.beta = beta
+    def __init__(
+        self,
+        *,
+        beta: float = 0.5,
+        temperature: float = 1.0,
+        positions: Positions = "labels",
+        reduction: Reduction = "token_mean",
+        chunk_tokens: int | None = None,
+    ) -> None:
+        super().__init__(temperature=temperature, positions=positions, reduction=reduction, chunk_tokens=chunk_tokens)
+        self.beta = _inside("beta", beta, ends="ForwardKL and ReverseKL")
 
     def divergence(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         return chunked.jensen_shannon_rows(student, teacher, self.temperature, self.beta)
+
+
+class SkewKL(_Divergence):
+    """KL(teacher || alpha teacher + (1 - alpha) student) times the squared temperature: DistiLLM (arXiv:2402.03898).
+
+    Where the student gives nearly nothing to a token that the teacher likes, the value stays below -log(alpha) and the
+    gradient bounded, unlike those of the forward KL.
+
+    Args:
+        alpha: Weight of the teacher in the mixture, strictly between 0 and 1.
+        temperature: Divides the logits of both sides.
+        positions: See the module's text.
+        reduction: See the module's text.
+        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.1,
+        temperature: float = 1.0,
+        positions: Positions = "labels",
+        reduction: Reduction = "token_mean",
+        chunk_tokens: int | None = None,
+    ) -> None:
+        super().__init__(temperature=temperature, positions=positions, reduction=reduction, chunk_tokens=chunk_tokens)
+        self.alpha = _inside("alpha", alpha, ends="ForwardKL and no loss")
+
+    def divergence(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return chunked.skew_kl_rows(student, teacher, self.temperature, self.alpha)
+
+
+class TopKKL(_TokenLoss):
+    """KL(teacher || student) of the teacher's k likeliest tokens, all others lumped into one: a bound below ForwardKL.
+
+    The only divergence that works with a :class:`~lit_thinkfast.distill.cached.CachedTeacher`. It has no temperature: a
+    lump cannot be cooled without its parts.
+
+    Args:
+        k: Tokens of the teacher; a cached one must have kept as many.
+        positions: See the module's text.
+        reduction: See the module's text.
+        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+
+    Raises:
+        ValueError: The teacher has fewer than ``k`` tokens; at the first batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int,
+        positions: Positions = "labels",
+        reduction: Reduction = "token_mean",
+        chunk_tokens: int | None = None,
+    ) -> None:
+        super().__init__(positions=positions, reduction=reduction, chunk_tokens=chunk_tokens)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k = k
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: PackedBatch) -> Tensor:
+        index, _ = self._scored(batch)
+        teacher = given(teacher, self)
+        if teacher.top is None:
+            self._check(teacher.final()[1].shape[0], "its vocabulary has")
+            return self._reduced(student, batch, index, _against(teacher, index, self._from_logits))
+        self._check(teacher.top.index.shape[-1], "CachedTeacher keeps")
+        ids, log_probs = (_rows(x, index)[:, : self.k] for x in (teacher.top.index, teacher.top.log_probs))
+
+        def row_loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            known = log_probs[rows].to(logits.dtype)
+            # a whole vocabulary leaves nothing, whatever rounding says
+            rest = (1 - known.exp().sum(-1)).clamp_(min=0) if self.k < logits.shape[1] else known.new_zeros(len(known))
+            return chunked.top_k_kl_rows(logits, ids[rows], known, rest)
+
+        return self._reduced(student, batch, index, row_loss)
+
+    def _from_logits(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, ids, rest = chunked.top_k_of(teacher, self.k)
+        return chunked.top_k_kl_rows(student, ids, log_probs, rest)
+
+    def _check(self, kept: int, who: str) -> None:
+        if self.k > kept:
+            raise ValueError(f"TopKKL wants the teacher's {self.k} likeliest tokens and {who} {kept}; set k to {kept}")
 
 
 def token_divergence(
@@ -142,32 +308,57 @@ def token_divergence(
     batch: PackedBatch,
     rows_divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = None,
 ) -> Tensor:
     """Mean over labelled tokens of a divergence of logits; the gradient goes to the student only."""
     index, _ = chunked.labelled_rows(batch)
-    (ours, head), (theirs, their_head) = student.final(), teacher.final()
-    theirs = _rows(theirs, index)
+    hidden, head = student.final()
     return chunked.mean_over_rows(
-        _rows(ours, index),
-        head,
-        lambda logits, rows: rows_divergence(logits, chunked.head_logits(theirs[rows], their_head)),
-        chunk_tokens=chunk_tokens,
+        _rows(hidden, index), head, _against(teacher, index, rows_divergence), chunk_tokens=chunk_tokens
     )
 
 
 @torch.no_grad()
-def top1_agreement(student: Signals, teacher: Signals, batch: PackedBatch, *, chunk_tokens: int = 1024) -> Tensor:
+def held_out_measures(student: Signals, teacher: Signals, batch: PackedBatch) -> dict[str, Tensor]:
+    """Return how near a student is to its teacher, as means over labelled tokens.
+
+    Returns:
+        ``kl``, the forward KL at temperature 1; of a teacher of cached tokens ``kl_top_k`` instead, a bound below it;
+        and ``top1_agreement``, at how many tokens the likeliest one is the same for both, from 0 to 1.
+    """
+    if teacher.top is not None:
+        loss = TopKKL(k=teacher.top.index.shape[-1])
+        return {"kl_top_k": loss(student, teacher, batch), "top1_agreement": top1_agreement(student, teacher, batch)}
+    agree = []
+
+    def kl(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        agree.append((ours.argmax(-1) == theirs.argmax(-1)).sum())  # first: the logits are overwritten
+        return chunked.forward_kl_rows(ours, theirs)
+
+    value = token_divergence(student, teacher, batch, kl)
+    count = (batch["labels"][:, 1:] != chunked.IGNORE).sum().clamp(min=1)
+    return {"kl": value, "top1_agreement": sum(agree, value.new_zeros(())) / count}
+
+
+@torch.no_grad()
+def top1_agreement(
+    student: Signals, teacher: Signals, batch: PackedBatch, *, chunk_tokens: int | None = None
+) -> Tensor:
     """Share of labelled tokens at which student and teacher put most probability on the same token, a scalar."""
 
-    def agrees(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        return (student.argmax(-1) == teacher.argmax(-1)).to(student.dtype), student
+    def agrees(student: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+        return (student.argmax(-1) == best).to(student.dtype), student
 
-    return token_divergence(student, teacher, batch, agrees, chunk_tokens=chunk_tokens)
-
-
-def _rows(hidden: Tensor, index: Tensor) -> Tensor:
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+    if teacher.top is None:
+        return token_divergence(
+            student, teacher, batch, lambda ours, theirs: agrees(ours, theirs.argmax(-1)), chunk_tokens=chunk_tokens
+        )
+    index, _ = chunked.labelled_rows(batch)
+    best = _rows(teacher.top.index, index)[:, 0]
+    hidden, head = student.final()
+    return chunked.mean_over_rows(
+        _rows(hidden, index), head, lambda logits, rows: agrees(logits, best[rows]), chunk_tokens=chunk_tokens
+    )
 
 
 def given(teacher: Signals | None, loss: DistillLoss) -> Signals:
@@ -177,7 +368,21 @@ def given(teacher: Signals | None, loss: DistillLoss) -> Signals:
     return teacher
 
 
-def _at_least_one(chunk_tokens: int) -> int:
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    return chunk_tokens
+def _against(
+    teacher: Signals, index: Tensor, rows_divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> chunked.RowLoss:
+    """Return the row loss that compares with the logits of a dense teacher at ``index``."""
+    hidden, head = (chunked.as_autocast(x) for x in teacher.final())
+    hidden = _rows(hidden, index)
+    return lambda logits, rows: rows_divergence(logits, chunked.head_logits(hidden[rows], head))
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows at ``index`` of a ``(b, t, d)`` tensor laid end to end."""
+    return values.reshape(-1, values.shape[-1]).index_select(0, index)
+
+
+def _inside(name: str, weight: float, *, ends: str) -> float:
+    if not 0 < weight < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {weight}; the ends are {ends}")
+    return weight

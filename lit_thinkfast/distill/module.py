@@ -165,7 +165,8 @@ class DistillationModule(LightningModule):
         first: Any = next(iter(self.losses.values()))
         tokens = first.tokens(batch).to(total.dtype)
         self._tokens_of_step = tokens if self._tokens_of_step is None else self._tokens_of_step + tokens
-        return total * tokens
+        weighted: Tensor = total * tokens
+        return weighted
 
     def _micro_batches(self) -> int:
         """How many micro-batches, over all ranks, an optimiser step has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ def has_weights(path: str) -> bool:
     return any(next(Path(path).glob(pattern), None) is not None for pattern in WEIGHT_FILES)
 
 
-def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = None) -> Path:
+def export_folder(
+    model: Any,
+    path: str | Path,
+    *,
+    tokenizer_from: str | None = None,
+    beside: Iterable[Callable[[Path], None]] = (),
+) -> Path:
     """Write a Hugging Face folder with weights, generation config and, where there is one, the tokenizer.
 
     A student whose layers all have attention is written as the stock class of its family. The folder appears whole or
@@ -72,6 +78,7 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
         model: A transformers model.
         path: The folder.
         tokenizer_from: Folder or hub id whose tokenizer and chat template are copied.
+        beside: Called with the folder, before it appears, to write more into it.
 
     Raises:
         ValueError: ``path`` holds something that is not a model folder, which is then left alone.
@@ -90,6 +97,8 @@ def export_folder(model: Any, path: str | Path, *, tokenizer_from: str | None = 
             from transformers import AutoTokenizer
 
             AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(partial)
+        for save in beside:
+            save(partial)
         if target.exists():
             target.rename(replaced)
         partial.rename(target)

@@ -53,7 +53,8 @@ class HFTeacher:
         return self.path
 
     def vocab_size(self) -> int:
-        return int(self._loaded().config.vocab_size)
+        config = _config(self.path) if self._model is None else self._model.config
+        return int((config or self._loaded().config).vocab_size)
 
     def load(self, device: torch.device, *, mesh: DeviceMesh | None = None) -> None:
         if mesh is None:
@@ -72,3 +73,18 @@ class HFTeacher:
 
             self._model = load_model(self.path, dtype=self.dtype).requires_grad_(False)
         return self._model
+
+
+def _config(path: str) -> Any:
+    """Return the configuration of a model without its weights, or ``None`` where only loading tells it."""
+    from transformers import AutoConfig
+
+    from lit_thinkfast.models.loading import locate
+    from lit_thinkfast.models.released import format_of
+    from lit_thinkfast.reading import told_in_one_line
+
+    where, options = locate(path)
+    if options or format_of(where) is not None:
+        return None
+    with told_in_one_line(path):
+        return AutoConfig.from_pretrained(where)

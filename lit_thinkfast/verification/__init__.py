@@ -6,12 +6,14 @@ Importing this room is cheap: no torch, no math-verify.
 from lit_thinkfast.verification.answers import canonical, equivalent, extract_answer
 from lit_thinkfast.verification.files import GradingSummary, grade_files
 from lit_thinkfast.verification.grading import MathVerifier, Verifier
+from lit_thinkfast.verification.head import HeadRewardModel
 from lit_thinkfast.verification.judges import load_reward_model
 from lit_thinkfast.verification.likelihood import LikelihoodRewardModel
 from lit_thinkfast.verification.reward import ProcessRewardModel, RewardModel, RewardScore, StepRewardModel
 
 __all__ = [
     "GradingSummary",
+    "HeadRewardModel",
     "LikelihoodRewardModel",
     "MathVerifier",
     "ProcessRewardModel",

@@ -5,8 +5,9 @@ Log-odds are kept because probabilities saturate: computed in bf16, a third of g
 r_t = sigmoid(l_t) the score of a solution is r_T (``last``), min r_t, the product or the mean of r_t, computed from
 log-odds without loss.
 
-Here is the way of process reward models, trained on labelled steps to predict ``+`` or ``-`` at the end of each; for
-another see :mod:`lit_thinkfast.verification.likelihood`.
+Here is the way of models that were trained to predict ``+`` or ``-`` at the end of each step; for others see
+:mod:`lit_thinkfast.verification.head` and :mod:`lit_thinkfast.verification.likelihood`. An outcome reward model was
+trained on one label a solution, at its last line. Its config says so under ``reward_scope``, and only there is it read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Aggregation = Literal["last", "min", "product", "mean"]
-Judge = Literal["signs", "likelihood"]
+Judge = Literal["signs", "head", "likelihood"]
+Scope = Literal["process", "outcome"]
 
 NO_STEP = -100.0
 """Log-odds of a text without any step: as good as impossible, yet finite."""
@@ -69,7 +71,8 @@ class StepRewardModel(RewardModel):
     """What reward models share that run a causal language model once over prompt and solution, lines being steps.
 
     A subclass says where in a text the steps end (:meth:`encode`), how they are judged (:meth:`judge`), and what that
-    is called in a model's config, under ``reward_judge`` (``judges``).
+    is called in a model's config, under ``reward_judge`` (``judges``). Where the config says ``reward_scope: outcome``
+    the whole text is one step: the end of the last one within the model's longest context is judged alone.
 
     Args:
         path: Hugging Face folder or hub id of model and tokenizer. Loaded at the first score.
@@ -112,8 +115,8 @@ class StepRewardModel(RewardModel):
 
         Raises:
             FileNotFoundError: ``path`` looks like a folder and is none.
-            ValueError: It cannot be read, lacks weights, looks ahead, is made for another judge, or its tokenizer or
-                what it does to logits is not understood here.
+            ValueError: It cannot be read, lacks weights, looks ahead, is made for another judge or an unknown scope,
+                or its tokenizer or what it does to logits is not understood here.
         """
         if self._loaded is not None:
             return
@@ -133,6 +136,8 @@ class StepRewardModel(RewardModel):
             raise ValueError(
                 f"{self.path} was made to judge by {made_for}, not by {self.judges}; use the class for that"
             )
+        if (scope := _scope(model)) not in Scope.__args__:  # type: ignore[attr-defined]
+            raise ValueError(f"{self.path}: reward_scope {scope!r} of its config is not one of process, outcome")
         self._check_reading(model)
         self._loaded = model, tokenizer
 
@@ -157,6 +162,8 @@ class StepRewardModel(RewardModel):
             self.encode(tokenizer, _prompt(tokenizer, problem, prompts), completion).cut(longest)
             for problem, completion in zip(owners, completions, strict=True)
         ]
+        if _scope(model) == "outcome":
+            texts = [StepText(text.ids, text.prompt_tokens, text.ends[-1:]) for text in texts]
         known = model.get_input_embeddings().weight.shape[0]
         if texts and (largest := max(max(text.ids) for text in texts)) >= known:
             raise ValueError(
@@ -215,22 +222,13 @@ class StepRewardModel(RewardModel):
         return hidden
 
 
-class ProcessRewardModel(StepRewardModel):
-    """Judges each line of a solution by predicting ``+`` (right so far) or ``-`` at its newline.
+class LineRewardModel(StepRewardModel):
+    """What reward models share that were trained to judge a line at its newline, by :meth:`log_odds` of its state.
 
-    Log-odds are the difference of the two logits: those of P(+) renormalised over both signs. The prompt is rendered as
-    for sampling; the completion follows, with a last newline if it lacks one, as in training
+    The prompt is rendered as for sampling; the completion follows, with a last newline if it lacks one, as in training
     (:func:`lit_thinkfast.data.prompts.encode_example`). One forward pass judges all lines. Tokens beyond the model's
-    longest context are cut off, and lines there are not judged. Arguments and errors are those of
-    :class:`StepRewardModel`; a tokenizer that splits a sign is refused.
+    longest context are cut off, and lines there are not judged.
     """
-
-    judges = "signs"
-
-    def check_tokenizer(self, tokenizer: Any) -> None:
-        for sign in "+-":
-            if len(tokenizer(sign, add_special_tokens=False)["input_ids"]) != 1:
-                raise ValueError(f"{self.path}: its tokenizer splits {sign!r}; a reward model needs one token for it")
 
     def encode(self, tokenizer: Any, prompt: list[int], completion: Completion) -> StepText:
         text = completion.text if completion.text.endswith("\n") or not completion.text else completion.text + "\n"
@@ -241,12 +239,35 @@ class ProcessRewardModel(StepRewardModel):
         import torch
 
         hidden = self.hidden_states(model, texts)
-        where = torch.tensor([(i, t) for i, text in enumerate(texts) for t in text.ends], device=self.device)
-        where = where.reshape(-1, 2)
-        signs = [tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "+-"]
-        logits = logits_of(model, hidden[where[:, 0], where[:, 1]], signs)
-        values = iter((logits[:, 0] - logits[:, 1]).tolist())
+        places = [(i, t) for i, text in enumerate(texts) for t in text.ends]
+        where = torch.tensor(places, dtype=torch.long, device=self.device).reshape(-1, 2)  # there may be none
+        values = iter(self.log_odds(model, tokenizer, hidden[where[:, 0], where[:, 1]]).tolist())
         return [[next(values) for _ in text.ends] for text in texts]
+
+    @abstractmethod
+    def log_odds(self, model: Any, tokenizer: Any, hidden: Tensor) -> Tensor:
+        """Return the log-odds, ``(n,)``, of last hidden states ``(n, d)`` at newlines."""
+
+
+class ProcessRewardModel(LineRewardModel):
+    """Judges each line of a solution by predicting ``+`` (right so far) or ``-`` at its newline.
+
+    Log-odds are the difference of the two logits: those of P(+) renormalised over both signs, as
+    :class:`~lit_thinkfast.distill.rewards.RewardLoss` trains them. Arguments and errors are those of
+    :class:`StepRewardModel`; a tokenizer that splits a sign is refused.
+    """
+
+    judges = "signs"
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        for sign in "+-":
+            if len(tokenizer(sign, add_special_tokens=False)["input_ids"]) != 1:
+                raise ValueError(f"{self.path}: its tokenizer splits {sign!r}; a reward model needs one token for it")
+
+    def log_odds(self, model: Any, tokenizer: Any, hidden: Tensor) -> Tensor:
+        signs = [tokenizer(sign, add_special_tokens=False)["input_ids"][0] for sign in "+-"]
+        logits = logits_of(model, hidden, signs)
+        return logits[:, 0] - logits[:, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +322,10 @@ def _log_sigmoid(x: float) -> float:
 def _log_sum_exp(values: Sequence[float]) -> float:
     top = max(values)
     return top + math.log(math.fsum(math.exp(value - top) for value in values))
+
+
+def _scope(model: Any) -> str:
+    return getattr(model.config, "reward_scope", "process")
 
 
 def _prompt(tokenizer: Any, problem: Problem, seen: dict[str, list[int]]) -> list[int]:

@@ -36,3 +36,13 @@ def test_labels_turn_false_at_the_first_wrong_line_and_cut_texts_are_left_out():
     assert made[0].step_labels == (True,) * len(lines)
     assert made[1].step_labels == (True,) * 4 + (False,) * (len(lines) - 4)
     assert made[1].prompt == problem.question
+
+
+def test_the_outcome_is_that_of_the_last_line_whatever_the_way_there():
+    problem = generate_problem(3)
+    *lines, last = problem.solution.split("\n")
+    texts = [problem.solution, f"{lines[0]}\nslip\n{last} \n\n", "\n".join([*lines, "The answer is \\boxed{1}."])]
+    made = list(labelled(completion(problem, text, sample=i) for i, text in enumerate(texts)))
+    assert last == f"The answer is \\boxed{{{problem.answer}}}."
+    assert [e.outcome for e in made] == [True, True, False]
+    assert [e.step_labels[-1] for e in made] == [True, False, False]

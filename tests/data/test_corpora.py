@@ -10,10 +10,12 @@ from lit_thinkfast.data.corpora import (
     Corpus,
     Gsm8kCorpus,
     HubCorpus,
+    HubTableCorpus,
     IndexedCorpus,
     JsonlCorpus,
     ParquetCorpus,
 )
+from lit_thinkfast.data.mixing import MixedCorpus
 from lit_thinkfast.records import Example, RecordError, write_jsonl
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}", "n": i} for i in range(11)]
@@ -93,6 +95,17 @@ def test_columns_step_labels_and_ids(write_rows):
     )
     assert made.example("validation", 0) == Example("7", "Q", "x\ny", path, (True, False))
     assert JsonlCorpus(path, prompt_column=None, response_column="a").example("validation", 0).prompt == ""
+
+
+def test_outcomes(write_rows):
+    path = write_rows([{"a": "x\ny", "right": 1}, {"a": ["x y", "z"], "right": [True, False]}])
+    made = JsonlCorpus(path, prompt_column=None, response_column="a", outcome_column="right", validation_every=2)
+    assert made.example("validation", 0) == Example(f"{path}:1", "", "x\ny", path, outcome=True)
+    assert made.example("train", 0) == Example(f"{path}:2", "", "x y\nz", path, outcome=False)
+    for outcome in ("yes", [], ["yes"], 0.5, None):
+        path = write_rows([{"prompt": "p", "response": "r", "right": outcome}])
+        with pytest.raises(RecordError, match=r"rows.jsonl:1: column 'right' is not a truth value"):
+            JsonlCorpus(path, outcome_column="right").example("validation", 0)
 
 
 def test_reads_written_examples(tmp_path):
@@ -186,6 +199,114 @@ def test_gsm8k_solutions_end_in_a_box(write_rows):
     assert isinstance(made, IndexedCorpus)
     with pytest.raises(RecordError, match=r"rows.jsonl:1: no final answer after '####'"):
         responses(Gsm8kCorpus(write_rows([{"question": "q", "answer": "3"}])), "validation")
+
+
+def test_a_downloaded_dataset_is_read_at_random(tmp_path, write_rows, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    write_rows(ROWS, "set/train.jsonl")
+    made = HubTableCorpus(str(tmp_path / "set"), validation_every=4)
+    assert isinstance(made, IndexedCorpus)
+    streamed = HubCorpus(str(tmp_path / "set"), validation_every=4)
+    for split, size in (("train", 8), ("validation", 3)):
+        assert [made.example(split, i) for i in range(made.size(split))] == list(streamed.examples(split))
+        assert made.size(split) == size
+    with pytest.raises(ValueError, match=r"cannot load the dataset 'nobody/nothing'"):
+        HubTableCorpus("nobody/nothing").size("train")
+
+
+def test_workers_read_a_stream_of_several_files_as_one(tmp_path, write_rows, plain_tokenizer):
+    from lit_thinkfast.data.loader import PackedLoader
+    from lit_thinkfast.data.packing import PackedStream
+
+    (tmp_path / "set").mkdir()
+    for part in range(4):
+        write_rows([{"response": f"{part}.{i}"} for i in range(5)], f"set/train-{part}.jsonl")
+    corpus = HubCorpus(str(tmp_path / "set"), prompt_column=None, validation_every=100)
+
+    def rows(num_workers):
+        stream = PackedStream(
+            corpus, tokenizer=plain_tokenizer, seq_len=12, batch_size=1, length=9, num_shards=4, block_size=2
+        )
+        return [batch["input_ids"].tolist() for batch in PackedLoader(stream, num_workers=num_workers)]
+
+    assert rows(2) == rows(0)
+
+
+def test_a_list_of_steps_is_lines(write_rows):
+    rows = [{"prompt": "Q", "response": ["2 + 2\n= 4", " so 4"], "ok": [True, False]}]
+    made = JsonlCorpus(write_rows(rows), step_labels_column="ok")
+    (example,) = made.examples("validation")
+    assert (example.response, example.step_labels) == ("2 + 2 = 4\nso 4", (True, False))
+    (example,) = JsonlCorpus(write_rows(rows), outcome_column="ok").examples("validation")
+    assert (example.response, example.step_labels, example.outcome) == ("2 + 2 = 4\nso 4", None, False)
+    for bad in ([" ", "a"], [1, 2]):
+        path = write_rows([{"prompt": "Q", "response": bad, "ok": [True, False]}])
+        with pytest.raises(RecordError, match=r"rows.jsonl:1: column 'response' is not a list of steps"):
+            JsonlCorpus(path, step_labels_column="ok").example("validation", 0)
+    with pytest.raises(RecordError, match="column 'response' holds list, expected text"):
+        JsonlCorpus(write_rows(rows)).example("validation", 0)
+
+
+def taking_turns(lists, order):
+    """The examples of a mix as a plain loop."""
+    lists, mixed = [list(reversed(one)) for one in lists], []
+    for which in itertools.cycle(order):
+        if not lists[which]:
+            return mixed
+        mixed.append(lists[which].pop())
+
+
+ORDERS = {(1, 1): (0, 1), (3, 1): (0, 0, 1, 0), (1, 2, 1): (1, 0, 2, 1), (2, 1): (0, 1, 0)}
+
+
+@pytest.mark.parametrize("turns", ORDERS, ids=str)
+def test_corpora_take_turns(turns, write_rows):
+    for sizes in itertools.product((2, 5, 12), repeat=len(turns)):
+        parts = [
+            JsonlCorpus(write_rows([{"response": f"{n}.{i}"} for i in range(size)], f"{n}.jsonl"), prompt_column=None)
+            for n, size in enumerate(sizes)
+        ]
+        made = MixedCorpus(parts, turns=None if set(turns) == {1} else list(turns))
+        assert isinstance(made, Corpus)
+        assert not isinstance(made, IndexedCorpus)
+        for split in ("train", "validation"):
+            whole = taking_turns([responses(part, split) for part in parts], ORDERS[turns])
+            for start in range(len(whole) + 4):
+                assert responses(made, split, start) == whole[start:]
+
+
+def test_a_mix_resumes_in_a_stream(write_rows, plain_tokenizer):
+    """Passes over a mix follow one another, and a restart at any batch goes on with the same rows."""
+    from lit_thinkfast.data.packing import PackedStream
+
+    parts = [JsonlCorpus(write_rows(ROWS[:n], f"{n}.jsonl"), prompt_column=None) for n in (6, 11)]
+
+    def stream(rank=0, world_size=1):
+        return PackedStream(
+            MixedCorpus(parts), tokenizer=plain_tokenizer, seq_len=12, batch_size=1, length=8, num_shards=2,
+            block_size=3, rank=rank, world_size=world_size,
+        )  # fmt: skip
+
+    whole, begun = stream(), stream()
+    expected = [batch["input_ids"].tolist() for _ in range(3) for batch in whole]
+    found = []
+    for _ in range(3):
+        found += [batch["input_ids"].tolist() for batch in begun]
+        again = stream()
+        again.load_state_dict(begun.state_dict())
+        begun = again
+    assert found == expected
+    ranks = [[batch["input_ids"].tolist() for batch in stream(rank, 2)] for rank in (0, 1)]
+    assert [row for pair in zip(*ranks, strict=True) for row in pair] == expected[:16]
+
+
+def test_a_mix_that_cannot_be():
+    with pytest.raises(ValueError, match="corpora is an empty list"):
+        MixedCorpus([])
+    for turns in ([1], [1, 0]):
+        with pytest.raises(ValueError, match=r"turns .* is not one positive number for each of 2 corpora"):
+            MixedCorpus([ArithmeticCorpus(), ArithmeticCorpus()], turns=turns)
 
 
 def test_arithmetic_levels_take_turns():

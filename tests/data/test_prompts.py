@@ -54,6 +54,23 @@ def test_step_labels_must_match_the_lines(tokenizer):
         encode_example(tokenizer, Example("a", "Q", "x\ny", step_labels=(True,)))
 
 
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("response", ["one line", "1+1=2\n2+2=5\n=5", "blank\n\nlines\n", "\n\n"])
+def test_an_outcome_is_labelled_where_the_last_step_would_be(tokenizer, response, right):
+    whole = response if response.endswith("\n") else response + "\n"
+    steps = encode_example(tokenizer, Example("a", "Q", response, step_labels=(right,) * whole.count("\n")))
+    last = max(t for t, label in enumerate(steps[1]) if label != -100)
+    expected = [-100] * len(steps[0])
+    expected[last] = steps[1][last]
+    assert encode_example(tokenizer, Example("a", "Q", response, outcome=right)) == (steps[0], expected)
+    assert tokenizer.decode(steps[0]).endswith(whole + "<|end|>")
+
+
+def test_steps_and_outcome_together_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="example 'a' has step labels and an outcome; name the column of one of them"):
+        encode_example(tokenizer, Example("a", "Q", "x", step_labels=(True,), outcome=True))
+
+
 def test_without_a_template_there_is_one_begin_token(plain_tokenizer):
     ids, labels = encode_example(plain_tokenizer, Example("a", "1+1?", "2"))
     assert plain_tokenizer.decode(ids) == "<s>Question: 1+1?\nAnswer:\n2</s>"

@@ -39,16 +39,17 @@ def folder(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.parametrize("case", two_ranks.CASES)
 def test_two_ranks_of_two_micro_batches_equal_one_batch(case, folder):
-    """Gradients are those of the mean over all tokens. fp32 sums in another order: 1e-5 after 6 steps."""
+    """Gradients are those of the mean over all tokens. fp32 sums in another order: 1e-5 after 6 steps, bf16 3e-3."""
     (folder / "one").mkdir(exist_ok=True)
     two_ranks.run(case, str(folder / "student"), str(folder / "teacher"), str(folder / "one"), devices=1)
     one, two = (load_file(folder / name / case / "model.safetensors") for name in ("one", "two"))
     start = load_file(folder / "student" / "model.safetensors")
     assert max((one[name] - start[name]).abs().max() for name in one) > 1e-3
+    tolerance = 3e-3 if "bf16" in case else 1e-5
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(two[name], value, rtol=0, atol=tolerance, msg=name)
     measured = [json.loads((folder / name / f"{case}.json").read_text()) for name in ("one", "two")]
     assert measured[0].keys() == measured[1].keys()
     assert "val/kl" in measured[0]
     for name, value in measured[0].items():
-        assert measured[1][name] == pytest.approx(value, rel=1e-5), name
+        assert measured[1][name] == pytest.approx(value, rel=tolerance), name

@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from lit_thinkfast.distill import CrossEntropy, ForwardKL, HiddenStateLoss, JensenShannon, ReverseKL, Signals
-from lit_thinkfast.distill.layerwise import labelled_documents
-from lit_thinkfast.distill.losses import top1_agreement
+from lit_thinkfast.distill.chunked import labelled_documents
+from lit_thinkfast.distill.losses import SkewKL, TopKKL, held_out_measures, top1_agreement
+from lit_thinkfast.distill.signals import TopTokens
 
 from .conftest import VOCAB, pack
 
@@ -43,6 +44,19 @@ def jensen_shannon(s, t, temperature, beta):
     return temperature**2 * (beta * F.kl_div(m, p_t, reduction="sum") + (1 - beta) * F.kl_div(m, p_s, reduction="sum"))
 
 
+def skew(s, t, temperature, alpha):
+    p_t, p_s = (t / temperature).softmax(-1), (s / temperature).softmax(-1)
+    return temperature**2 * F.kl_div((alpha * p_t + (1 - alpha) * p_s).log(), p_t, reduction="sum")
+
+
+def lumped(s, t, k):
+    """KL of the distributions over the teacher's k likeliest tokens and whatever else."""
+    p_t, p_s = t.softmax(-1), s.softmax(-1)
+    inside = torch.zeros_like(p_t, dtype=torch.bool).scatter(0, p_t.argsort(descending=True)[:k], True)
+    p_t, p_s = (torch.cat([p[inside], p[~inside].sum(0, keepdim=True)]) for p in (p_t, p_s))
+    return F.kl_div(p_s.log(), p_t, reduction="sum")
+
+
 CASES = {
     "ce": (CrossEntropy(chunk_tokens=7), lambda s, t, y: F.cross_entropy(s, y)),
     "forward": (ForwardKL(temperature=1.0, chunk_tokens=7), lambda s, t, y: kl(t, s)),
@@ -51,6 +65,11 @@ CASES = {
     "reverse-T": (ReverseKL(temperature=0.7, chunk_tokens=5), lambda s, t, y: 0.7**2 * kl(s / 0.7, t / 0.7)),
     "js": (JensenShannon(chunk_tokens=7), lambda s, t, y: jensen_shannon(s, t, 1.0, 0.5)),
     "js-T": (JensenShannon(beta=0.2, temperature=1.7), lambda s, t, y: jensen_shannon(s, t, 1.7, 0.2)),
+    "skew": (SkewKL(chunk_tokens=7), lambda s, t, y: skew(s, t, 1.0, 0.1)),
+    "skew-T": (SkewKL(alpha=0.6, temperature=1.3, chunk_tokens=4), lambda s, t, y: skew(s, t, 1.3, 0.6)),
+    "top-1": (TopKKL(k=1, chunk_tokens=7), lambda s, t, y: lumped(s, t, 1)),
+    "top-9": (TopKKL(k=9), lambda s, t, y: lumped(s, t, 9)),
+    "top-all": (TopKKL(k=VOCAB, chunk_tokens=7), lambda s, t, y: kl(t, s)),
 }
 
 
@@ -68,7 +87,155 @@ def test_value_and_gradients_are_those_of_full_logits(case, batch):
         torch.testing.assert_close(gradient, 3.0 * wanted, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("loss", [ForwardKL(), ReverseKL(temperature=2.0), JensenShannon()])
+# the published formulas, on whole (b, t, v) logits s and u; labels and logits are not shifted in the first
+PUBLISHED = {
+    "M1": (
+        ReverseKL(positions="unshifted_labels", chunk_tokens=7),
+        lambda s, u, batch: (
+            (s.softmax(-1) * (s.log_softmax(-1) - u.log_softmax(-1))).sum(-1)[batch["labels"] != -100].mean()
+        ),
+    ),
+    "MOHAWK": (
+        ForwardKL(positions="all"),
+        lambda s, u, batch: (
+            F.cross_entropy(s.flatten(0, 1), u.softmax(-1).flatten(0, 1))
+            - torch.distributions.Categorical(logits=u).entropy().mean()  # a constant
+        ),
+    ),
+    "MambaInLlama": (
+        ForwardKL(positions="all", reduction="batchmean", chunk_tokens=7),
+        lambda s, u, batch: F.kl_div(s.log_softmax(-1), u.softmax(-1), reduction="batchmean"),
+    ),
+    "batchmean of labels": (
+        SkewKL(reduction="batchmean"),
+        lambda s, u, batch: (
+            (
+                torch.stack(
+                    [
+                        skew(a, b, 1.0, 0.1)
+                        for a, b in zip(*(x[:, :-1][batch["labels"][:, 1:] != -100] for x in (s, u)), strict=True)
+                    ]
+                )
+            ).sum()
+            / 3
+        ),
+    ),
+    "labelled next tokens": (
+        CrossEntropy(reduction="batchmean"),
+        lambda s, u, batch: (
+            F.cross_entropy(s[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum") / 3
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_published_positions_and_reductions(case):
+    batch = pack([[9, 15], [24], [5, 6, 13]])  # full rows, as published code has them
+    loss, formula = PUBLISHED[case]
+    student, teacher = signals(batch, width=6, seed=0, requires_grad=True), signals(batch, width=10, seed=1)
+    expected = formula(student.logits(), teacher.logits(), batch)
+    wanted = torch.autograd.grad(expected, [student.last_hidden, student.head])
+    actual = loss(student, teacher, batch)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(actual, [student.last_hidden, student.head])
+    torch.testing.assert_close(gradients, wanted, rtol=1e-10, atol=1e-13)
+    count = {"M1": (batch["labels"] != -100).sum(), "MOHAWK": torch.tensor(72)}
+    assert loss.tokens(batch) == count.get(case, torch.tensor(3))
+
+
+def test_all_positions_are_those_of_documents(batch):
+    rows = [batch["input_ids"][r, start:stop] for r, start, stop in documents(batch)]
+    student = signals(batch, width=6, seed=0)
+    logits = [student.logits()[r, start:stop] for r, start, stop in documents(batch)]
+    loss = CrossEntropy(positions="all")
+    next_tokens = torch.cat([row[1:] for row in rows])
+    expected = F.cross_entropy(torch.cat([part[:-1] for part in logits]), next_tokens)
+    torch.testing.assert_close(loss(student, None, batch), expected)
+    assert loss.tokens(batch) == len(next_tokens)
+    assert ForwardKL(positions="all").tokens(batch) == sum(len(row) for row in rows)
+
+
+def documents(batch):
+    """Row, start and stop of the documents of the fixture."""
+    return [(0, 0, 9), (0, 9, 20), (1, 0, 20), (2, 0, 5), (2, 5, 11), (2, 11, 18)]
+
+
+def test_the_mean_is_over_tokens_times_the_loss(batch):
+    """What a step over several micro-batches relies on: loss times tokens is the sum."""
+    student, teacher = signals(batch, width=6, seed=0), signals(batch, width=6, seed=1)
+    for loss in (
+        ForwardKL(),
+        ForwardKL(positions="all"),
+        ForwardKL(positions="unshifted_labels", reduction="batchmean"),
+    ):
+        parts = []
+        for row in range(3):
+            part = {name: values[row : row + 1] for name, values in batch.items()}
+            views = [Signals(last_hidden=m.last_hidden[row : row + 1], head=m.head) for m in (student, teacher)]
+            parts.append(loss(*views, part) * loss.tokens(part))
+        torch.testing.assert_close(sum(parts), loss(student, teacher, batch) * loss.tokens(batch))
+
+
+def test_top_k_rises_to_the_forward_kl(batch):
+    student, teacher = signals(batch, width=6, seed=0), signals(batch, width=6, seed=1)
+    values = [TopKKL(k=k)(student, teacher, batch).item() for k in (1, 2, 8, 24, VOCAB)]
+    assert values == sorted(values)
+    assert values[0] < 0.9 * values[-1]
+    assert values[-1] == pytest.approx(ForwardKL()(student, teacher, batch).item(), rel=1e-12)
+
+
+def top_tokens(signals, k):
+    top = signals.logits().detach().log_softmax(-1).topk(k, dim=-1)
+    return Signals(top=TopTokens(index=top.indices, log_probs=top.values))
+
+
+@pytest.mark.parametrize("k", [1, 5, VOCAB])
+def test_top_k_of_a_cached_teacher_is_that_of_the_dense_one(k, batch):
+    student, teacher = signals(batch, width=6, seed=0, requires_grad=True), signals(batch, width=6, seed=1)
+    values = [TopKKL(k=k, chunk_tokens=7)(student, view, batch) for view in (teacher, top_tokens(teacher, max(k, 5)))]
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-13)
+    gradients = [torch.autograd.grad(value, [student.last_hidden, student.head]) for value in values]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-13)
+
+
+def test_what_a_cached_teacher_cannot_give_is_refused(batch):
+    student, teacher = signals(batch, width=6, seed=0), signals(batch, width=6, seed=1)
+    cached = top_tokens(teacher, 5)
+    with pytest.raises(ValueError, match="the teacher's 6 likeliest tokens and CachedTeacher keeps 5; set k to 5"):
+        TopKKL(k=6)(student, cached, batch)
+    with pytest.raises(ValueError, match=r"likeliest tokens and its vocabulary has 48"):
+        TopKKL(k=49)(student, teacher, batch)
+    with pytest.raises(ValueError, match="works with TopKKL alone"):
+        ForwardKL()(student, cached, batch)
+
+
+def test_held_out_measures(batch):
+    student, teacher = signals(batch, width=6, seed=0), signals(batch, width=6, seed=1)
+    agreement = top1_agreement(student, teacher, batch)
+    dense = held_out_measures(student, teacher, batch)
+    assert dense == {"kl": ForwardKL()(student, teacher, batch), "top1_agreement": agreement}
+    cached = held_out_measures(student, top_tokens(teacher, 5), batch)
+    assert cached.keys() == {"kl_top_k", "top1_agreement"}
+    torch.testing.assert_close(cached["kl_top_k"], TopKKL(k=5)(student, teacher, batch))
+    assert cached["top1_agreement"] == agreement
+    same = held_out_measures(student, student, batch)
+    assert same["top1_agreement"] == 1
+    assert abs(same["kl"]) < 1e-15
+    batch["labels"].fill_(-100)
+    assert held_out_measures(student, teacher, batch) == {"kl": 0, "top1_agreement": 0}
+
+
+def test_gradients_are_taken_once(batch):
+    """They are scaled in place: a second backward pass must fail rather than scale again."""
+    student = signals(batch, width=6, seed=0, requires_grad=True)
+    value = 2 * CrossEntropy()(student, None, batch)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("loss", [ForwardKL(), ReverseKL(temperature=2.0), JensenShannon(), SkewKL(), TopKKL(k=7)])
 def test_no_divergence_from_oneself(loss, batch):
     student = signals(batch, width=6, seed=0, requires_grad=True)
     teacher = Signals(last_hidden=student.last_hidden.detach(), head=student.head.detach())
@@ -213,6 +380,10 @@ def test_top1_agreement_counts_equal_argmax(batch):
         (lambda: ReverseKL(temperature=0), "temperature must be positive, got 0"),
         (lambda: JensenShannon(beta=1.0), "beta must lie strictly between 0 and 1, got 1.0"),
         (lambda: CrossEntropy(chunk_tokens=0), "chunk_tokens must be at least 1, got 0"),
+        (lambda: SkewKL(alpha=0), "alpha must lie strictly between 0 and 1, got 0; the ends are ForwardKL and no loss"),
+        (lambda: TopKKL(k=0), "k must be at least 1, got 0"),
+        (lambda: ForwardKL(positions="label"), "'label' is not one of labels, unshifted_labels, all"),
+        (lambda: CrossEntropy(reduction="mean"), "'mean' is not one of token_mean, batchmean"),
     ],
 )
 def test_bad_options(make, message):

@@ -24,6 +24,8 @@ MIXERS = r"layers\.0\.(mixer\.(in_proj|conv1d|D|A_log|dt_bias)|input_layernorm)"
 CASES = {
     "kd_ddp": {"strategy": "ddp", "losses": lambda: {"kl": ReverseKL(), "ce": CrossEntropy()}},
     "kd_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL(), "ce": CrossEntropy()}},
+    "resumed_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL()}, "stop_after": 3},
+    "bf16_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL()}, "precision": "bf16-mixed"},
     "own_states_ddp": {"strategy": "ddp", "losses": lambda: {"h": HiddenStateLoss()}, "trainable": "layers|embed"},
     "hidden_fsdp": {
         "strategy": "fsdp",
@@ -47,13 +49,14 @@ class Data(LightningDataModule):
     def __init__(self, path, held_out):
         super().__init__()
         self.train, batches = torch.load(path)
-        self.held_out = batches[:held_out]
+        self.held_out, self.skip = batches[:held_out], 0
 
     def train_dataloader(self):
         if self.trainer.world_size == 1:
             return Batches(self.train)
         pieces = [slice(start, start + 2) for start in (2 * self.trainer.global_rank, 4 + 2 * self.trainer.global_rank)]
-        return Batches([{k: rows[p].clone() for k, rows in batch.items()} for batch in self.train for p in pieces])
+        micro = [{k: rows[p].clone() for k, rows in batch.items()} for batch in self.train for p in pieces]
+        return Batches(micro[self.skip :])
 
     def val_dataloader(self):
         return Batches(self.held_out[self.trainer.global_rank :: self.trainer.world_size])
@@ -62,35 +65,52 @@ class Data(LightningDataModule):
 def run(case, student, teacher, folder, *, devices):
     """Train six steps, export to ``folder/case``, and write what validation measured to ``folder/case.json``."""
     options = dict(CASES[case])
-    wanted, strategy = options.pop("strategy"), "auto"
-    if devices > 1:
-        sharded = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
-        strategy = sharded if wanted == "fsdp" else wanted
-    module = DistillationModule(
-        student,
-        losses=options.pop("losses")(),
-        teacher=HFTeacher(teacher),
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05),
-        **options,
-    )
+    wanted = options.pop("strategy")
+
+    def strategy():
+        if devices == 1:
+            return "auto"
+        return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1) if wanted == "fsdp" else wanted
+
+    precision, stop_after = options.pop("precision", "32-true"), options.pop("stop_after", None)
+    losses = options.pop("losses")
     out = os.path.join(folder, case)
     # three are uneven, which ranks that gather weights for every batch cannot have
     data = Data(os.path.join(os.path.dirname(folder), BATCHES), held_out=2 if "fsdp" in case else 3)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=strategy,
-        accumulate_grad_batches=devices,
-        max_steps=6,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[ExportStudent(out)],
-        gradient_clip_val=1.0,
-    )
-    trainer.fit(module, datamodule=data)
+
+    def fit(steps, **resume):
+        module = DistillationModule(
+            student,
+            losses=losses(),
+            teacher=HFTeacher(teacher),
+            optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.5),
+            **options,
+        )
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=devices,
+            strategy=strategy(),
+            precision=precision,
+            accumulate_grad_batches=devices,
+            max_steps=steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[ExportStudent(out)],
+            gradient_clip_val=1.0,
+        )
+        trainer.fit(module, datamodule=data, **resume)
+        return trainer, module
+
+    if stop_after is None or devices == 1:
+        trainer, module = fit(6)
+    else:
+        first, _ = fit(stop_after)
+        first.save_checkpoint(out + ".ckpt")
+        data.skip = stop_after * devices
+        trainer, module = fit(6, ckpt_path=out + ".ckpt", weights_only=False)
     (measured,) = trainer.validate(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         with open(out + ".json", "w") as file:

@@ -1,4 +1,4 @@
-"""Callbacks of training: exporting the student as a Hugging Face folder, progress in tokens, the config in the log."""
+"""The progress bar of training, in optimiser steps and in tokens of the budget."""
 
 from __future__ import annotations
 
@@ -7,57 +7,22 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
-from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from lit_thinkfast.distill.students import check_export_target, export_folder, has_tokenizer
-
-
-class ExportStudent(Callback):
-    """Save the student as a Hugging Face folder at every checkpoint and when fitting ends.
-
-    Rank 0 writes; the folder is replaced as a whole, so that a reader never meets half of it.
-
-    Args:
-        path: The folder to write.
-        tokenizer_from: Folder or hub id whose tokenizer goes along. By default the student's own folder, if it has one.
-
-    Raises:
-        ValueError: At setup, when ``path`` holds something that is not a model folder.
-    """
-
-    def __init__(self, path: str, *, tokenizer_from: str | None = None) -> None:
-        self.path = path
-        self.tokenizer_from = tokenizer_from
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            check_export_target(self.path)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._export(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._export(trainer, pl_module)
-
-    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        source = self.tokenizer_from
-        if source is None and has_tokenizer(str(pl_module.student_path)):
-            source = str(pl_module.student_path)
-        export_folder(pl_module.student, self.path, tokenizer_from=source)
+from lit_thinkfast.analysis.text import count
+from lit_thinkfast.callbacks.clock import TrainingClock
 
 
 class TokensProgress(ProgressBar):
-    """A progress bar over optimiser steps, with tokens per second over all ranks and the time left.
+    """A progress bar over optimiser steps, with tokens done of the budget, tokens per second and the time left.
 
-    Validation is left out of the speed. Where standard error is not a terminal, a line is printed now and then instead.
+    Tokens are those of the rows, over all ranks. The budget is what ``max_steps`` come to, at the present batch size.
+    Validation and checkpoints are left out of the speed, which is that of the last 64 batches. Where standard error is
+    not a terminal, a line is printed now and then instead.
 
     Args:
         refresh_seconds: Time between updates of the bar.
@@ -73,8 +38,10 @@ class TokensProgress(ProgressBar):
         self._progress: Progress | None = None
         self._training: TaskID | None = None
         self._validating: TaskID | None = None
-        self._recent: deque[tuple[int, float]] = deque(maxlen=64)
-        self._mark = self._shown = 0.0
+        self._clock = TrainingClock()
+        self._recent: deque[float] = deque(maxlen=65)  # seconds at the end of each batch
+        self._step = self._batches = 0  # optimiser steps, and the batches that went into them
+        self._shown = 0.0
 
     def disable(self) -> None:
         self._enabled = False
@@ -88,25 +55,31 @@ class TokensProgress(ProgressBar):
             self.disable()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._clock = TrainingClock()
         self._recent.clear()
-        self._mark = time.perf_counter()
+        self._recent.append(0.0)
+        self._step, self._batches = trainer.global_step, trainer.fit_loop.total_batch_idx + 1
         if self._terminal():
             self._training = self._bar().add_task(
                 "train", total=_total_steps(trainer), completed=trainer.global_step, text=""
             )
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._clock.resume()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._recent.append(self._clock.read())
+        if trainer.global_step > self._step:
+            self._step, self._batches = trainer.global_step, trainer.fit_loop.total_batch_idx + 1
         now = time.perf_counter()
-        self._recent.append((batch["input_ids"].numel() * trainer.world_size, now - self._mark))
-        self._mark = now
         total = _total_steps(trainer)
         due = self.refresh_seconds if self._terminal() else self.line_seconds
         if not self._enabled or (now - self._shown < due and trainer.global_step != total):
             return
         self._shown = now
-        text = self._text(trainer, total)
+        text = self._text(trainer, total, batch["input_ids"].numel() * trainer.world_size)
         if self._progress is not None and self._training is not None:
             self._progress.update(self._training, completed=trainer.global_step, text=text, refresh=True)
         else:
@@ -116,6 +89,7 @@ class TokensProgress(ProgressBar):
         self._stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._clock.pause()
         if self._terminal() and not trainer.sanity_checking:
             total = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
             self._validating = self._bar().add_task(
@@ -140,9 +114,12 @@ class TokensProgress(ProgressBar):
             self._validating = None
             if self._training is None:
                 self._stop()
-        self._mark = time.perf_counter()
 
     on_test_start, on_test_batch_end, on_test_end = on_validation_start, on_validation_batch_end, on_validation_end
+
+    def state_dict(self) -> dict[str, Any]:
+        self._clock.pause()  # a checkpoint is being made; no other hook comes before those of an export
+        return {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -172,30 +149,19 @@ class TokensProgress(ProgressBar):
             self._progress.stop()
         self._progress = self._training = self._validating = None
 
-    def _text(self, trainer: Trainer, total: int | None) -> str:
-        tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
-        parts = [f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"]
+    def _text(self, trainer: Trainer, total: int | None, tokens: int) -> str:
+        """Return what stands beside the bar; ``tokens`` are those of one batch, over all ranks."""
+        batches = len(self._recent) - 1
+        seconds = max(self._recent[-1] - self._recent[0], 1e-9)
+        done = tokens * self._batches
+        parts = [f"{count(done)} tokens", f"{tokens * batches / seconds:,.0f} tokens/s"]
         if total is not None:
-            batches = (total - trainer.global_step) * trainer.accumulate_grad_batches
-            parts.append(f"{_clock(batches * seconds / len(self._recent))} left")
+            left = (total - trainer.global_step) * trainer.accumulate_grad_batches
+            parts[0] = f"{count(done)}/{count(done + tokens * left)} tokens"
+            parts.append(f"{_clock(left * seconds / batches)} left")
         return "  ".join(
             parts + [f"{name} {value:.4g}" for name, value in _scalars(trainer.progress_bar_metrics).items()]
         )
-
-
-class LogConfig(SaveConfigCallback):
-    """Save the config of a training beside its checkpoints and show it in TensorBoard as text."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # other stages leave nothing that a config could belong to
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_none=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                indented = "\n".join(f"    {line}" for line in text.splitlines())
-                logger.experiment.add_text("config", indented, trainer.global_step)
 
 
 def _total_steps(trainer: Trainer) -> int | None:
