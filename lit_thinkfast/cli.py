@@ -28,6 +28,7 @@ TRAINER_VERBS = {
 TOOL_VERBS = {
     "convert": "teacher folder or hub id -> student folder",
     "sensitivity": "teacher and a corpus -> which layers should keep attention (resumable)",
+    "plan": "configuration of a training -> its memory, arithmetic and GPU-hours, before it is run",
     "export": "model -> Hugging Face folder in a type of your choice",
     "generate": "problems -> completions (JSON lines, resumable, timed)",
     "verify": "completions -> verdicts, with reward scores if a reward model is given",
@@ -38,9 +39,11 @@ TOOL_VERBS = {
 }
 # Verbs that are not the function of their name in tools; jsonargparse would find a function named convert on the shelf.
 _ELSEWHERE = {
-    "convert": "tools:convert_teacher",
+    "convert": "handover:convert_teacher",
+    "export": "handover:export",
     "quickstart": "quickstart:run",
     "sensitivity": "layer_choice:sensitivity",
+    "plan": "plan:plan",
 }
 ALLOWED_IMPORTS = (
     "lit_thinkfast",

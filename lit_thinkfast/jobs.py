@@ -141,3 +141,15 @@ def must_exist(path: str) -> None:
     """Raise ``FileNotFoundError`` unless there is such a file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; name one that is there")
+
+
+def numbers(given: Sequence[int] | str, *, option: str) -> list[int]:
+    """Read ``3,7`` as ``[3, 7]``; lists of a configuration file pass.
+
+    >>> numbers("3, 7", option="layers")
+    [3, 7]
+    """
+    try:
+        return [int(part) for part in given.split(",")] if isinstance(given, str) else list(given)
+    except ValueError:
+        raise ValueError(f"{option} {given!r} is not a list of whole numbers; write it like 3,7") from None

@@ -122,7 +122,7 @@ class CachedTeacher:
         hidden, head = (chunked.as_autocast(x) for x in self.teacher.signals(batch, frozenset({"logits"})).final())
         rows, parts = hidden.shape[0], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for part in hidden.flatten(0, 1).split(chunked.default_chunk(hidden.device.type)):
+            for part in hidden.flatten(0, 1).split(chunked.default_chunk(hidden.device.type, hidden[..., 0].numel())):
                 parts.append([x.cpu() for x in chunked.top_k_of(chunked.head_logits(part, head), self.k)])
         log_probs, ids, rest = (torch.cat(x).unflatten(0, (rows, -1)) for x in zip(*parts, strict=True))
         return list(zip(ids, log_probs, rest, strict=True))

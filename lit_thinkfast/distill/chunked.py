@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 # (logits of c rows (c, v), which rows) -> loss of each row (c,), gradient of each row's loss (c, v)
 RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+# (student's logits, teacher's logits), both (c, v), to be overwritten at will -> as a row loss
+RowDivergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Positions = Literal["labels", "unshifted_labels", "all"]
 IGNORE = -100
+CACHED_ROWS = 8
 
 
 def scored_rows(batch: PackedBatch, positions: Positions = "labels") -> tuple[Tensor, Tensor]:
@@ -61,19 +64,25 @@ def labelled_documents(batch: PackedBatch) -> Tensor:
     return any_label.gather(1, document).bool()
 
 
-def head_logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """Return ``hidden @ head.T`` of ``(c, d)`` and ``(v, d)``, multiplied in their type and cast to at least fp32."""
-    logits = hidden @ head.T
+def head_logits(hidden: Tensor, head: Tensor, *, memory: Tensor | None = None) -> Tensor:
+    """Return ``hidden @ head.T`` of ``(c, d)`` and ``(v, d)``, multiplied in their type and cast to at least fp32.
+
+    Args:
+        hidden: ``(c, d)``.
+        head: ``(v, d)``.
+        memory: At least ``(c, v)`` of their type, to be written to.
+    """
+    logits = hidden @ head.T if memory is None else torch.mm(hidden, head.T, out=memory[: len(hidden)])
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def default_chunk(device_type: str) -> int:
-    """Return how many rows of logits are held at a time where nobody said.
+def default_chunk(device_type: str, rows: int) -> int:
+    """Return how many of ``rows`` rows of logits are held at a time where nobody said.
 
-    On a CPU, products of more rows are hardly faster, and what fewer take is allocated faster. An accelerator would
-    spend its time on adding up gradients of the head.
+    On a CPU, products of more than 128 rows are hardly faster, and a chunk should take little beside a few hundred rows
+    held whole. An accelerator would spend its time on adding up gradients of the head.
     """
-    return 128 if device_type == "cpu" else 1024
+    return min(128, max(32, 16 * math.ceil(rows / 192))) if device_type == "cpu" else 1024
 
 
 def as_autocast(x: Tensor) -> Tensor:
@@ -94,8 +103,8 @@ def mean_over_rows(
         head: ``(v, d)``.
         row_loss: See :data:`RowLoss`. The logits' memory is its own, to be overwritten. It is called once a chunk.
         divisor: What the sum over rows is divided by; their number by default.
-        chunk_tokens: Rows at a time; about three fp32 tensors of ``chunk_tokens * v`` are alive. By default 128 on a
-            CPU and 1024 elsewhere.
+        chunk_tokens: Rows at a time; two to three fp32 tensors of ``chunk_tokens * v`` are alive. By default a twelfth
+            of the rows, 32 to 128, on a CPU, and 1024 elsewhere.
 
     Raises:
         ValueError: A gradient in float16 is asked for: made before a scaler could scale it, it would underflow.
@@ -104,7 +113,7 @@ def mean_over_rows(
     hidden, head = as_autocast(hidden), as_autocast(head)
     if hidden.dtype == torch.float16 and torch.is_grad_enabled():
         raise ValueError("training in float16 would lose small gradients; use precision bf16-mixed or 32-true")
-    chunk_tokens = chunk_tokens or default_chunk(device)
+    chunk_tokens = chunk_tokens or default_chunk(device, hidden.shape[0])
     divisor = max(hidden.shape[0] if divisor is None else divisor, 1)
     with torch.autocast(device, enabled=False):
         result: Tensor = _MeanOverRows.apply(hidden, head, row_loss, divisor, chunk_tokens, torch.is_grad_enabled())
@@ -119,10 +128,11 @@ class _MeanOverRows(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         of_hidden = torch.empty_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
         of_head = torch.zeros_like(head, dtype=total.dtype) if with_gradient and ctx.needs_input_grad[1] else None
+        memory = hidden.new_empty(min(chunk_tokens, hidden.shape[0]), head.shape[0])
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, min(start + chunk_tokens, hidden.shape[0]))
             part = hidden[rows]
-            losses, gradient = row_loss(head_logits(part, head), rows)
+            losses, gradient = row_loss(head_logits(part, head, memory=memory), rows)
             total += losses.sum()
             gradient = gradient.to(hidden.dtype)
             if of_hidden is not None:
@@ -150,6 +160,35 @@ class _MeanOverRows(torch.autograd.Function):
             None,
             None,
         )
+
+
+def against(hidden: Tensor, head: Tensor, divergence: RowDivergence) -> RowLoss:
+    """Return the row loss that compares with a teacher's logits.
+
+    Args:
+        hidden: ``(n, d)``, the teacher's, row by row those of the student's.
+        head: ``(v, d)``.
+        divergence: See :data:`RowDivergence`.
+    """
+
+    memory: Tensor | None = None
+
+    def row_loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        nonlocal memory
+        if memory is None:  # the first chunk is the largest
+            memory = hidden.new_empty(logits.shape)
+        teacher = head_logits(hidden[rows], head, memory=memory)
+        if logits.device.type != "cpu":
+            return divergence(logits, teacher)
+        losses = []
+        # a few rows of both stay in a CPU's cache from the first operation to the last
+        for ours, theirs in zip(logits.split(CACHED_ROWS), teacher.split(CACHED_ROWS), strict=True):
+            values, gradient = divergence(ours, theirs)
+            ours.copy_(gradient)
+            losses.append(values)
+        return torch.cat(losses), logits
+
+    return row_loss
 
 
 def cross_entropy_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ def training_flops_per_token(
     teacher: HybridConfig | None = None,
     gradient_checkpointing: bool = False,
     trainable: str = ".*",
+    head: bool = True,
 ) -> float:
     """Return the operations of a training step, a token: ``2 P_teacher + 6 P_student (+ 2 P_student)`` and lengths.
 
@@ -51,11 +52,13 @@ def training_flops_per_token(
         gradient_checkpointing: Layers run forward once more; the head does not, whose gradient is made on the way.
         trainable: Pattern of the parameters that are trained: for the others no gradient of weights is formed, but it
             flows through them.
+        head: Products with output embeddings are formed, as losses of logits need.
     """
     layers = forward_flops_per_token(student, seq_len=seq_len, head=False)
-    forward = forward_flops_per_token(student, seq_len=seq_len)
-    total = 3 * forward - 2.0 * _frozen_weights(student, trainable) + (layers if gradient_checkpointing else 0.0)
-    return total + (0.0 if teacher is None else forward_flops_per_token(teacher, seq_len=seq_len))
+    forward = forward_flops_per_token(student, seq_len=seq_len, head=head)
+    frozen = _frozen_weights(student, trainable, head=head)
+    total = 3 * forward - 2.0 * frozen + (layers if gradient_checkpointing else 0.0)
+    return total + (0.0 if teacher is None else forward_flops_per_token(teacher, seq_len=seq_len, head=head))
 
 
 def _layers(config: HybridConfig) -> Iterator[tuple[int, nn.Module]]:
@@ -107,7 +110,7 @@ def _scan(config: HybridConfig, name: str, mixer: Mixer) -> float:
     return 6.0 * entries
 
 
-def _frozen_weights(config: HybridConfig, trainable: str) -> float:
+def _frozen_weights(config: HybridConfig, trainable: str, *, head: bool) -> float:
     """Number of weights in frozen matrices and convolutions."""
     frozen = 0.0
     for index, layer in _layers(config):
@@ -115,7 +118,7 @@ def _frozen_weights(config: HybridConfig, trainable: str) -> float:
             known = isinstance(module, (nn.Linear, CausalConv1d))
             if known and not re.search(trainable, f"model.layers.{index}.{name}.weight"):
                 frozen += module.weight.numel()  # type: ignore[operator, union-attr]
-    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    if not re.search(trainable, head):
+    name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    if head and not re.search(trainable, name):
         frozen += config.hidden_size * config.vocab_size
     return frozen

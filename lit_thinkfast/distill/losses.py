@@ -17,7 +17,6 @@ MambaInLlama               ``all``                 ``batchmean``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_thinkfast.distill import chunked
-from lit_thinkfast.distill.chunked import Positions
+from lit_thinkfast.distill.chunked import Positions, RowDivergence
 from lit_thinkfast.distill.signals import Signals
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class CrossEntropy(_TokenLoss):
     Args:
         positions: See the module's text.
         reduction: See the module's text.
-        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+        chunk_tokens: Tokens whose logits are held at a time; by default 32 to 128 on a CPU, 1024 elsewhere.
     """
 
     needs_teacher = False
@@ -169,7 +168,7 @@ class ForwardKL(_Divergence):
         temperature: Divides the logits of both sides.
         positions: See the module's text.
         reduction: See the module's text.
-        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+        chunk_tokens: Tokens whose logits are held at a time; by default 32 to 128 on a CPU, 1024 elsewhere.
     """
 
     def divergence(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +182,7 @@ class ReverseKL(_Divergence):
         temperature: Divides the logits of both sides.
         positions: See the module's text.
         reduction: See the module's text.
-        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+        chunk_tokens: Tokens whose logits are held at a time; by default 32 to 128 on a CPU, 1024 elsewhere.
     """
 
     def divergence(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +197,7 @@ class JensenShannon(_Divergence):
         temperature: Divides the logits of both sides.
         positions: See the module's text.
         reduction: See the module's text.
-        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+        chunk_tokens: Tokens whose logits are held at a time; by default 32 to 128 on a CPU, 1024 elsewhere.
     """
 
     def __init__(
@@ -228,7 +227,7 @@ class SkewKL(_Divergence):
         temperature: Divides the logits of both sides.
         positions: See the module's text.
         reduction: See the module's text.
-        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+        chunk_tokens: Tokens whose logits are held at a time; by default 32 to 128 on a CPU, 1024 elsewhere.
     """
 
     def __init__(
@@ -257,7 +256,7 @@ class TopKKL(_TokenLoss):
         k: Tokens of the teacher; a cached one must have kept as many.
         positions: See the module's text.
         reduction: See the module's text.
-        chunk_tokens: Tokens whose logits are held at a time; by default 128 on a CPU and 1024 elsewhere.
+        chunk_tokens: Tokens whose logits are held at a time; by default 32 to 128 on a CPU, 1024 elsewhere.
 
     Raises:
         ValueError: The teacher has fewer than ``k`` tokens; at the first batch.
@@ -306,7 +305,7 @@ def token_divergence(
     student: Signals,
     teacher: Signals,
     batch: PackedBatch,
-    rows_divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    rows_divergence: RowDivergence,
     *,
     chunk_tokens: int | None = None,
 ) -> Tensor:
@@ -368,13 +367,10 @@ def given(teacher: Signals | None, loss: DistillLoss) -> Signals:
     return teacher
 
 
-def _against(
-    teacher: Signals, index: Tensor, rows_divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> chunked.RowLoss:
+def _against(teacher: Signals, index: Tensor, divergence: RowDivergence) -> chunked.RowLoss:
     """Return the row loss that compares with the logits of a dense teacher at ``index``."""
     hidden, head = (chunked.as_autocast(x) for x in teacher.final())
-    hidden = _rows(hidden, index)
-    return lambda logits, rows: rows_divergence(logits, chunked.head_logits(hidden[rows], head))
+    return chunked.against(_rows(hidden, index), head, divergence)
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Left out: what an allocator adds, and what operators hold for themselves.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,12 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from lit_thinkfast.data.arithmetic import TOKENIZER
+from lit_thinkfast.distill import chunked
 from lit_thinkfast.distill.footprint import Setting, StandIns, autocast, layer_arguments
 from lit_thinkfast.distill.ledger import Ledger
 from lit_thinkfast.distill.losses import DistillLoss
 from lit_thinkfast.distill.optim import parameter_groups, select_trainable
 from lit_thinkfast.distill.signals import Layers, Signals
 from lit_thinkfast.mixers import Mixer
+from lit_thinkfast.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from lit_thinkfast.models import HybridConfig
@@ -52,7 +56,8 @@ class Step:
         accumulate: Gradients of other micro-batches are there during the backward pass.
         ranks: Devices that work together.
         sharded: They share weights, gradients and optimiser state (FSDP2); else each has all, and DDP's buckets.
-        foreach: Let the optimiser work on all parameters at once, which is its default on GPUs.
+        views: DDP's buckets are where the gradients are (``gradient_as_bucket_view``), not copies of them.
+        accelerator: Not on a CPU: the optimiser works on all parameters at once, and losses on as many rows as there.
     """
 
     batch_size: int
@@ -64,7 +69,8 @@ class Step:
     accumulate: bool = False
     ranks: int = 1
     sharded: bool = False
-    foreach: bool = False
+    views: bool = False
+    accelerator: bool = False
 
 
 def step_memory(
@@ -84,7 +90,7 @@ def step_memory(
     Args:
         student: Its configuration.
         teacher: That of the teacher, or ``None``.
-        losses: By name. Parameters of their own become fake ones.
+        losses: By name.
         step: Sizes and choices.
         optimizer: Called with parameter groups.
         trainable: Pattern of the student's parameters that are trained.
@@ -94,11 +100,11 @@ def step_memory(
         By phase of :data:`PHASES`, by part of :data:`PARTS`; phases and parts that take nothing are left out.
     """
     ledger = Ledger(dict.fromkeys(_SHARDED, 1 / step.ranks) if step.sharded else None)
+    losses = {name: _ready(loss, student, step) for name, loss in losses.items()}
     with FakeTensorMode(allow_non_fake_inputs=True), _Answers():
         ours = _Model(student, step, trainable=trainable)
         theirs = None if teacher is None else _Model(teacher, step, trainable=None)
         for loss in losses.values():
-            loss.setup(ours.model, None)
             hollow(loss)
         needs = frozenset[str]().union(*(loss.needs for loss in losses.values()))
         asked = (loss.needs if loss.teacher_needs is None else loss.teacher_needs for loss in losses.values())
@@ -114,19 +120,18 @@ def step_memory(
             groups.append({"params": own, "weight_decay": weight_decay, "matrix": False})
         rule = optimizer(groups)
         for group in rule.param_groups:
-            if step.foreach and group.get("foreach", False) is None and not group.get("fused"):
+            if step.accelerator and group.get("foreach", False) is None and not group.get("fused"):
                 group["foreach"] = True
         for p in learnt:
             p.register_post_accumulate_grad_hook(lambda p: ledger.book(_gradients([p]), "gradients"))
         with ledger:
             held = _held_for_ranks(ours, theirs, learnt, step, ledger)
-            # The first step, on few tokens, shows which layers run and which parameters get gradients, and so a state of
-            # the optimiser.
+            # The first step, on few tokens, shows which parameters get gradients, and so a state of the optimiser.
             for tokens in (min(_FEW, step.seq_len), step.seq_len):
                 ledger.forget_peaks()
                 total = _forward(ours, theirs, losses, needs, teacher_needs, step, tokens, ledger)
                 ledger.begin("backward", part="activations")
-                if not step.accumulate:
+                if not (step.accumulate or (step.views and step.ranks > 1)):
                     rule.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
                 del total
@@ -206,6 +211,19 @@ class _Layers(Layers):
         return self._layers.run(index, hidden_states, part)
 
 
+def _ready(loss: DistillLoss, student: HybridConfig, step: Step) -> DistillLoss:
+    """Return a copy that knows the student, and a tokenizer: of any, losses take ids, on which no size depends."""
+    from lit_thinkfast.models import HybridForCausalLM
+
+    loss = copy.deepcopy(loss)
+    if step.accelerator and getattr(loss, "chunk_tokens", 0) is None:
+        loss.chunk_tokens = chunked.default_chunk("cuda", step.batch_size * step.seq_len)  # type: ignore[assignment]
+    with torch.device("meta"):
+        model = HybridForCausalLM(student)
+    loss.setup(model, load_tokenizer(TOKENIZER))
+    return loss
+
+
 def _forward(
     ours: _Model,
     theirs: _Model | None,
@@ -217,13 +235,14 @@ def _forward(
     ledger: Ledger,
 ) -> Tensor:
     """Return the sum of the losses on a batch, as ``training_step`` does; signals are gone when it returns."""
-    ledger.begin("teacher", part="teacher activations")
+    ledger.part = "teacher activations"
     names = ("input_ids", "labels", "position_ids", "seq_idx")
     batch: Any = {name: torch.zeros(step.batch_size, tokens, dtype=torch.long) for name in names}
     batch["seq_idx"] = batch["seq_idx"].int()
     with autocast(step.autocast):
         told = None
         if theirs is not None:
+            ledger.begin("teacher")
             with torch.no_grad():
                 told = theirs.signals(batch, teacher_needs)
         ledger.begin("forward", part="activations")
@@ -243,7 +262,7 @@ def _held_for_ranks(
         whole = ours.gathered()
         sizes += [(size, step.dtype) for size in (*whole, max(whole[1:]))]  # and the gradient of a layer
         sizes += [] if theirs is None else [(size, step.teacher_dtype) for size in theirs.gathered()]
-    elif step.ranks > 1:
+    elif step.ranks > 1 and not step.views:
         sizes += [(p.numel(), p.dtype) for p in learnt]
     with ledger.booking("ranks"):
         return [torch.empty(size, dtype=dtype) for size, dtype in sizes]

@@ -56,6 +56,11 @@ class HFTeacher:
         config = _config(self.path) if self._model is None else self._model.config
         return int((config or self._loaded().config).vocab_size)
 
+    @property
+    def config(self) -> Any:
+        """Configuration of the model, which is read where that is not done yet."""
+        return self._loaded().config
+
     def load(self, device: torch.device, *, mesh: DeviceMesh | None = None) -> None:
         if mesh is None:
             self._loaded().to(device)

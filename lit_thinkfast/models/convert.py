@@ -32,6 +32,7 @@ _NOT_TAKEN_OVER = (
     "_name_or_path",
     "quantization_config",
     "reward_judge",
+    "reward_scope",
 )
 
 

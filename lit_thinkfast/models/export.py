@@ -109,8 +109,10 @@ def export_model(
         raise ValueError(f"a {type(model).__name__} is not a student; convert it, or save it as it is")
     check_free(path)
     foreign = _maker(TARGETS[to])(model)
-    if judge := getattr(model.config, "reward_judge", None):  # it remains a reward model
-        foreign = replace(foreign, config=foreign.config | {"reward_judge": judge})
+    marks = {name: value for name in ("reward_judge", "reward_scope") if (value := getattr(model.config, name, None))}
+    if marks.get("reward_judge") == "head":
+        raise ValueError("a reward model with a head of its own has no place for it in other formats; export without --to")
+    foreign = replace(foreign, config=foreign.config | marks)  # it remains a reward model
     prompt = prompt_tokens(model.config.vocab_size)
     expected = _logits(_in_float32(model), prompt)
     if not expected.isfinite().all():

@@ -85,7 +85,7 @@ def from_foreign(foreign: ForeignModel) -> tuple[HybridConfig, dict[str, Tensor]
         layer_mixers=["discrete_mamba2"] * layers,
         mixer_options={"discrete_mamba2": options},
         released_config={NAME: file},
-        **{key: file[key] for key in ("reward_judge",) if key in file},  # written by us
+        **{key: file[key] for key in ("reward_judge", "reward_scope") if key in file},  # written by us
         # no file of this format says where a text ends; those of a vocabulary of this size are Llama 3's
         **({"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]} if vocab_size == 128256 else {}),
     )

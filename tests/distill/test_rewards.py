@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM
 
+from lit_thinkfast.callbacks import ExportStudent
 from lit_thinkfast.data.corpora import JsonlCorpus
 from lit_thinkfast.data.module import MathDataModule
 from lit_thinkfast.data.prompts import encode_examples, sign_ids
@@ -186,8 +187,7 @@ def test_the_loss_is_that_of_the_log_odds_which_scoring_reads(kind, outcome, mod
         labelled = (batch["labels"][:, 1:] != -100).nonzero().unbind(-1)
         read_in_training = loss.log_odds(given.last_hidden[labelled], given.head).tolist()
 
-    folder = export_folder(student, tmp_path / "model", tokenizer_from=model_folder)
-    loss.save_with(folder)
+    folder = export_folder(student, tmp_path / "model", tokenizer_from=model_folder, beside=[loss.save_with])
     scorer = load_reward_model(folder, batch_size=5)
     assert type(scorer) is KINDS[kind][1]
     completions = [Completion(p.id, i, text, 1, 1, "stop", 0.0, 0.0) for p in PROBLEMS for i, text in enumerate(TEXTS)]
@@ -206,8 +206,7 @@ def test_an_exported_head_model_is_a_language_model_for_everybody(model_folder, 
     loss, student = HeadRewardLoss(), build_student(model_folder)
     loss.setup(student, tokenizer)
     loss.head.weight.data.normal_()
-    folder = export_folder(student, tmp_path / "model", tokenizer_from=model_folder)
-    loss.save_with(folder)
+    folder = export_folder(student, tmp_path / "model", tokenizer_from=model_folder, beside=[loss.save_with])
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (model.config.reward_judge, model.config.reward_scope) == ("head", "process")
@@ -280,11 +279,10 @@ def test_a_small_one_learns_to_judge(kind, outcome, stories, fresh, tmp_path):
     """And its exported folder judges held-out solutions as well as its loss in training says."""
     corpus = stories(outcome)
     module, data = learner(fresh, {"reward": KINDS[kind][0](outcome=outcome)}), data_of(corpus)
-    run = trainer(tmp_path, steps=60)
+    folder = tmp_path / "model"
+    run = trainer(tmp_path, steps=50, callbacks=[ExportStudent(str(folder))])
     run.fit(module, data)
     (logged,) = run.validate(module, data, verbose=False)
-    folder = export_folder(module.student, tmp_path / "model", tokenizer_from=fresh)
-    module.losses["reward"].save_with(folder)
     held_out = list(corpus.examples("validation"))
     scores = load_reward_model(folder, batch_size=64).score(
         [Problem("0", "Q", "")], [Completion("0", i, e.response, 1, 1, "stop", 0, 0) for i, e in enumerate(held_out)]
