@@ -71,9 +71,8 @@ def run(
     from lit_thinkfast.analysis import build_report, table
     from lit_thinkfast.data.problems import load_problems
     from lit_thinkfast.generation import SamplingConfig
-    from lit_thinkfast.jobs import compare_runs, sample_to_file
+    from lit_thinkfast.jobs import compare_runs, numbers, sample_to_file
     from lit_thinkfast.records import write_jsonl
-    from lit_thinkfast.jobs import numbers
 
     sizes = numbers(decode_batch_sizes, option="decode_batch_sizes")
     if problems < 1 or live_steps < 0 or min(sizes) < 1:

@@ -5,7 +5,6 @@ function runs. Whatever is wrong with an argument is a ``ValueError`` or ``FileN
 """
 
 # No postponed annotations: to resolve them, jsonargparse would import what is for type checkers only.
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 

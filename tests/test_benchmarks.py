@@ -39,3 +39,39 @@ def test_ratios_are_those_of_rounds(mixers, monkeypatch):
     monkeypatch.setattr(mixers.time, "perf_counter", lambda: next(clock))
     found = mixers.compared({"slow": lambda: None, "fast": lambda: None}, rounds=2)
     assert found == {"milliseconds": {"slow": 5000.0, "fast": 1500.0}, "ratio": 3.5, "ratio_range": [3.0, 4.0]}
+
+
+@pytest.fixture
+def distill(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("bench_distill", ROOT / "benchmarks" / "distill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_distill(distill, monkeypatch, capsys):
+    sizes = distill.Sizes(vocab=96, hidden=32, intermediate=48, heads=2, kv_heads=1, layers=2)
+    monkeypatch.setattr(distill, "peak_memory", lambda section, name, *rest: 1.0 if name == "ours" else 4.0)
+    result = {
+        "kl": distill.bench_kl([40], 1, None, sizes),
+        "step": distill.bench_step(2, (5, 9), 1, sizes),
+        "packing": distill.bench_packing([(3, 9), (5, 12), (7, 4), (2, 8)], 26, 20, 1, sizes),
+        "stage1": distill.bench_stage1([150], 1, sizes),
+    }
+    for found in [*result["kl"], result["step"], *result["packing"], *result["stage1"]]:
+        assert found["error"] < 1e-3  # in float32, after a step of AdamW
+    assert result["kl"][0]["error"] < 1e-6
+    assert result["kl"][0]["gradient_error"] < 1e-5
+    assert result["packing"][0]["filled"] == {"padded to 20": 0.625, "packed": 0.641}
+    assert json.loads(json.dumps(result)) == result
+    distill.show(result)
+    assert "T = 150" in capsys.readouterr().out
+
+
+def test_distill_measures_memory_in_a_process_of_its_own(distill):
+    sizes = distill.Sizes(vocab=4096, hidden=32)
+    textbook, ours = (distill.peak_memory("kl", name, 512, None, sizes) for name in ("textbook", "ours"))
+    # two log-softmaxes and what comes of them, 8 MiB each, against chunks of 48 rows
+    assert 16 < textbook < 80
+    assert ours < 0.5 * textbook

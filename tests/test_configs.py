@@ -189,6 +189,12 @@ def test_student_and_teacher_are_those_of_the_readme(recipe):
     assert count(student) == count(released)
 
 
+def test_reward_models_start_from_the_teacher():
+    assert plain(on_meta(CONFIGS / "reward_models/student").config) == plain(
+        on_meta(CONFIGS / "llamba_1b/teacher").config
+    )
+
+
 def count(model, *, trainable=False):
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
@@ -502,6 +508,19 @@ def test_step_by_step(small_world):
         assert any(not torch.equal(trained[name], own[name]) for name in own if ".mixer.in_proj" in name)
         assert frozen <= set(trained)
         before = trained
+
+
+def test_validation_on_the_way_shows_figures_and_samples(runs):
+    runs("llamba_1b")
+    path = CONFIGS / "llamba_1b" / "3_kd.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8").replace("runs/llamba_1b/3_kd", "runs/shown"))
+    (samples,) = (c for c in values["trainer"]["callbacks"] if c["class_path"].endswith("LogSamples"))
+    samples["init_args"]["sampling"] = {"temperature": 0.0, "num_samples": 1, "max_new_tokens": 4}
+    values["trainer"]["logger"]["init_args"] |= {"save_dir": "runs", "name": "shown"}
+    run = run_stage(path, "--trainer.val_check_interval=2", changed=values)
+    assert {"val/kl", "val/top1_agreement", "val/loss_kl"} <= set(run.logged)
+    written = b"".join(file.read_bytes() for file in Path("runs/shown").glob("events*"))
+    assert all(name in written for name in (b"A train runs 90 km", b"train/tokens_per_second", b"train/grad_norm"))
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")

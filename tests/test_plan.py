@@ -138,7 +138,7 @@ def test_what_does_not_fit(recipe, monkeypatch, capsys):
     assert found["fits"] is False
     assert min(found["remedies"].values()) < peak
     assert "does not fit" in capsys.readouterr().out
-    assert next(iter(found["remedies"])) == "gradient_checkpointing true"
+    assert list(found["remedies"])[:2] == ["gradient_as_bucket_view true", "gradient_checkpointing true"]
 
 
 def test_architectures_beside_the_configuration(recipe, tmp_path):

@@ -176,17 +176,17 @@ def _remedies(training: Training, limit: float) -> dict[str, int]:
 
 def _changes(training: Training) -> Iterator[tuple[str, dict[str, Any]]]:
     step = training.step
+    if step.ranks > 1 and not (step.sharded or step.views):
+        yield "gradient_as_bucket_view true", {"views": True}
     if not step.gradient_checkpointing:
         yield "gradient_checkpointing true", {"gradient_checkpointing": True}
+    if training.teacher is not None and step.teacher_dtype == torch.float32:
+        yield "dtype bfloat16 of the teacher", {"teacher_dtype": torch.bfloat16}
+    if step.ranks > 1 and not step.sharded:
+        yield "strategy fsdp", {"sharded": True}
     if step.batch_size > 1:
         times = training.micro_batches * step.batch_size
         yield f"batch_size 1 with accumulate_grad_batches {times}", {"batch_size": 1, "accumulate": True}
-    if step.ranks > 1 and not step.sharded:
-        if not step.views:
-            yield "gradient_as_bucket_view true", {"views": True}
-        yield "strategy fsdp", {"sharded": True}
-    if training.teacher is not None and step.teacher_dtype == torch.float32:
-        yield "dtype bfloat16 of the teacher", {"teacher_dtype": torch.bfloat16}
 
 
 def _parameters(training: Training) -> dict[str, int]:

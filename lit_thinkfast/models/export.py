@@ -111,7 +111,7 @@ def export_model(
     foreign = _maker(TARGETS[to])(model)
     marks = {name: value for name in ("reward_judge", "reward_scope") if (value := getattr(model.config, name, None))}
     if marks.get("reward_judge") == "head":
-        raise ValueError("a reward model with a head of its own has no place for it in other formats; export without --to")
+        raise ValueError("a reward model with a head of its own has no place for it elsewhere; export without --to")
     foreign = replace(foreign, config=foreign.config | marks)  # it remains a reward model
     prompt = prompt_tokens(model.config.vocab_size)
     expected = _logits(_in_float32(model), prompt)
