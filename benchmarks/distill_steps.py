@@ -58,29 +58,27 @@ def models(sizes: Sizes) -> tuple[Any, Any]:
 
 
 class Step:
-    """What ends a training step. The first losses are kept: equal ones mean equal models, and then equal gradients."""
+    """What ends a training step; of the first one the loss and the embeddings' gradient are kept, to be compared."""
 
+    student: Any
     optimizer: torch.optim.Optimizer
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
+    first: tuple[Tensor, ...] = ()
 
     def learn(self, loss: Tensor) -> None:
         loss.backward()
+        self.first = self.first or (loss.detach(), self.student.get_input_embeddings().weight.grad.clone())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.losses.append(loss.detach())
 
     def error(self, other: Step) -> float:
-        """Largest relative difference of the losses of the first two steps."""
-        return max(error(a, b) for a, b in zip(self.losses[:2], other.losses[:2], strict=True))
+        """Largest relative difference of what the first steps computed."""
+        return max(error(a, b) for a, b in zip(self.first, other.first, strict=True))
 
 
 class OurStep(Step):
     """A training step as :class:`~lit_thinkfast.distill.DistillationModule` makes it, without the Trainer around it."""
 
     def __init__(self, teacher: Any, student: Any) -> None:
-        super().__init__()
         self.teacher, self.student, self.loss = convert(teacher, mixer="attention").eval(), student, ForwardKL()
         self.teacher.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
@@ -93,14 +91,16 @@ class OurStep(Step):
 
 
 class StockStep(Step):
-    """The same step with classes of transformers and whole logits; it takes each row for one document."""
+    """The same step with classes of transformers and whole logits; it takes each row for one document.
+
+    Its Mamba layers have keys for each head, which ours share as the attention does: 3 % more parameters.
+    """
 
     def __init__(self, teacher: Any, student: Any) -> None:
         from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
 
         from lit_thinkfast.models.granite import to_granite_hybrid
 
-        super().__init__()
         foreign = to_granite_hybrid(student)
         self.teacher = teacher
         self.student = GraniteMoeHybridForCausalLM(GraniteMoeHybridConfig(**foreign.config)).train()

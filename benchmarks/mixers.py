@@ -107,9 +107,9 @@ def peak_memory(name: str, time_steps: int) -> float:
     return peak
 
 
-def in_turns(case: Case, *, rounds: int, repeats: int = 1) -> dict[str, list[float]]:
+def in_turns(case: Case, *, rounds: int, repeats: int = 1, warm_up: bool = True) -> dict[str, list[float]]:
     """Seconds a call, for each function and round, the functions taking turns."""
-    for function in case.values():
+    for function in case.values() if warm_up else ():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in case}
     for _ in range(rounds):
@@ -121,9 +121,9 @@ def in_turns(case: Case, *, rounds: int, repeats: int = 1) -> dict[str, list[flo
     return seconds
 
 
-def compared(case: Case, *, rounds: int, repeats: int = 1) -> dict[str, Any]:
+def compared(case: Case, *, rounds: int, repeats: int = 1, warm_up: bool = True) -> dict[str, Any]:
     """The slower one first: medians in milliseconds, and the median, least and greatest ratio of a round."""
-    seconds = in_turns(case, rounds=rounds, repeats=repeats)
+    seconds = in_turns(case, rounds=rounds, repeats=repeats, warm_up=warm_up)
     (slow, fast) = seconds.values()
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     return {

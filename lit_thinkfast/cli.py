@@ -43,7 +43,6 @@ _ELSEWHERE = {
     "export": "handover:export",
     "quickstart": "quickstart:run",
     "sensitivity": "layer_choice:sensitivity",
-    "plan": "plan:plan",
 }
 ALLOWED_IMPORTS = (
     "lit_thinkfast",
@@ -93,6 +92,11 @@ def _dispatch(args: Sequence[str] | None) -> None:
         from lit_thinkfast import __version__
 
         print(f"lit-thinkfast {__version__}")
+    elif verb == "plan":  # beside its own options it takes those of fit, --config among them
+        _guard_imports()
+        from lit_thinkfast.plan import main as run_plan
+
+        run_plan([_with_underscores(argument) for argument in argv[1:]])
     elif verb in TOOL_VERBS:
         _guard_imports()
         options = [_with_underscores(arg) for arg in argv[1:]]

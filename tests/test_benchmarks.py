@@ -60,7 +60,7 @@ def test_distill(distill, monkeypatch, capsys):
         "stage1": distill.bench_stage1([150], 1, sizes),
     }
     for found in [*result["kl"], result["step"], *result["packing"], *result["stage1"]]:
-        assert found["error"] < 1e-3  # in float32, after a step of AdamW
+        assert found["error"] < 1e-5
     assert result["kl"][0]["error"] < 1e-6
     assert result["kl"][0]["gradient_error"] < 1e-5
     assert result["packing"][0]["filled"] == {"padded to 20": 0.625, "packed": 0.641}

@@ -178,3 +178,14 @@ def test_published_configurations():
     assert found["devices"] == 8
     assert found["parameters"]["total"] == 1_405_159_936
     assert found["fits"]
+
+
+def test_the_verb_takes_its_options_and_those_of_fit(cli):
+    config = Path(__file__).parent.parent / "configs" / "arithmetic" / "teacher.yaml"
+    code, out, err = cli("plan", "--config", config, "--data.init_args.batch_size", "4", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["tokens_per_step"] == 4 * 1408
+    code, out, err = cli("plan", "--config", config.with_name("nowhere.yaml"))
+    assert code == 2
+    assert err.startswith("lit-thinkfast: error:")
+    assert err.count("\n") == 1

@@ -170,7 +170,6 @@ def against(hidden: Tensor, head: Tensor, divergence: RowDivergence) -> RowLoss:
         head: ``(v, d)``.
         divergence: See :data:`RowDivergence`.
     """
-
     memory: Tensor | None = None
 
     def row_loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class DistillationModule(LightningModule):
         teacher: Who is imitated. It is loaded by ``setup``, never trained, and no part of checkpoints.
         weights: Weight of each loss by name; 1 where none is given.
         trainable: Regular expression searched in the student's parameter names; the others are frozen.
-        optimizer: Called with the parameter groups. Its own ``weight_decay`` is overridden by the argument below.
+        optimizer: Called with the parameter groups; AdamW by default. Its own ``weight_decay`` is overridden by the argument below.
         weight_decay: Decay of matrices; norms, biases and the recurrences' ``A_log``, ``D``, ``dt_bias`` have none.
         schedule: Learning-rate schedule over ``trainer.max_steps``; constant when absent.
         evaluator: Samples answers to the data module's problems in validation and measures them.
@@ -72,7 +72,7 @@ class DistillationModule(LightningModule):
         teacher: Teacher | None = None,
         weights: dict[str, float] | None = None,
         trainable: str = ".*",
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         weight_decay: float = 0.1,
         schedule: Schedule | None = None,
         evaluator: Evaluator | None = None,
@@ -88,7 +88,8 @@ class DistillationModule(LightningModule):
         # Not by assignment: a teacher that is a torch module would become part of this one and of its checkpoints.
         self.__dict__["teacher"] = teacher
         self.trainable = trainable
-        self.optimizer = optimizer
+        # as a default in the signature, its options would leak into a config that names another class
+        self.optimizer: OptimizerCallable = torch.optim.AdamW if optimizer is None else optimizer
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.evaluator = evaluator

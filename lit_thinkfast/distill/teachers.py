@@ -84,6 +84,7 @@ def _config(path: str) -> Any:
     """Return the configuration of a model without its weights, or ``None`` where only loading tells it."""
     from transformers import AutoConfig
 
+    from lit_thinkfast.models.configuration import FAMILIES, HybridConfig
     from lit_thinkfast.models.loading import locate
     from lit_thinkfast.models.released import format_of
     from lit_thinkfast.reading import told_in_one_line
@@ -92,4 +93,5 @@ def _config(path: str) -> Any:
     if options or format_of(where) is not None:
         return None
     with told_in_one_line(path):
-        return AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where)
+    return config if isinstance(config, HybridConfig) or config.model_type in FAMILIES else None
