@@ -48,7 +48,8 @@ class DistillationModule(LightningModule):
         teacher: Who is imitated. It is loaded by ``setup``, never trained, and no part of checkpoints.
         weights: Weight of each loss by name; 1 where none is given.
         trainable: Regular expression searched in the student's parameter names; the others are frozen.
-        optimizer: Called with the parameter groups; AdamW by default. Its own ``weight_decay`` is overridden by the argument below.
+        optimizer: Called with the parameter groups; AdamW by default. Its own ``weight_decay`` is overridden by the
+            argument below.
         weight_decay: Decay of matrices; norms, biases and the recurrences' ``A_log``, ``D``, ``dt_bias`` have none.
         schedule: Learning-rate schedule over ``trainer.max_steps``; constant when absent.
         evaluator: Samples answers to the data module's problems in validation and measures them.

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lit_thinkfast.mixers import chunked, scan
-from lit_thinkfast.mixers.reference import reference_decay_scan, reference_scan
 from lit_thinkfast.mixers.matrices import decay_matrix
+from lit_thinkfast.mixers.reference import reference_decay_scan, reference_scan
 from lit_thinkfast.mixers.scan import chunked_scan, decay_scan, scan_step
 
 
