@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from lit_thinkfast.distill.chunked import labelled_documents
 from lit_thinkfast.distill.frobenius import frobenius_distance
 from lit_thinkfast.distill.losses import DistillLoss, given
 from lit_thinkfast.distill.signals import Layers, Signals
@@ -205,15 +206,6 @@ def _other_heads(layer: int, ours: int, theirs: int) -> str:
         f"head by head. Three ways out: convert with mixer_options.num_heads {theirs}; compare means over heads with "
         "heads: mean; or skip this stage and begin with HiddenStateLoss"
     )
-
-
-def labelled_documents(batch: PackedBatch) -> Tensor:
-    """Boolean ``(b, t)``: tokens of documents with at least one label; what remains is padding."""
-    labelled, document = batch["labels"] != -100, batch["seq_idx"].long()
-    any_label = torch.zeros_like(labelled, dtype=torch.int8).scatter_reduce(
-        1, document, labelled.to(torch.int8), reduce="amax"
-    )
-    return any_label.gather(1, document).bool()
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:

@@ -37,10 +37,10 @@ class DistillationModule(LightningModule):
     them, the teacher's are spread over the ranks.
 
     Logs ``train/loss`` (the weighted sum), ``train/loss_<name>`` (unweighted), ``train/grad_norm`` before clipping,
-    ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a
-    token, at temperature 1) and ``val/top1_agreement``, all token means over the held-out set on all ranks; with an
-    evaluator, what it computes, such as ``val/coverage@4``. In a test the same of what it
-    is given, under ``test/``.
+    ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a token, at
+    temperature 1; ``val/kl_top_k``, a bound below it, with a cached teacher) and ``val/top1_agreement``, all token
+    means over the held-out set on all ranks; with an evaluator, what it computes, such as ``val/coverage@4``. In a test
+    the same of what it is given, under ``test/``.
 
     Args:
         student: Hugging Face folder or hub id. A folder with a config and no weights is freshly initialised.

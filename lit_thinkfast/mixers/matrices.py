@@ -71,15 +71,13 @@ class DecayMatrix(NamedTuple):
 
     def rows(self, start: int, stop: int) -> Tensor:
         unseen = _unseen(start, stop, self.document, self.sums.device)
-        exponent = self.sums[..., start:stop, None] - self.sums[..., None, :stop]
-        exponent = exponent + self.rest[..., start:stop, None] - self.rest[..., None, :stop]
-        weights = (self.C[..., start:stop, :] @ self.B[..., :stop, :].mT) * exponent.masked_fill(
-            unseen, -torch.inf
-        ).exp()
-        weights = weights * self.weight[..., None, :stop]
-        # D belongs to the entries at (i, start + i) of these rows
-        diagonal = torch.ones(stop - start, device=weights.device, dtype=weights.dtype).diag_embed(offset=0)
-        return weights + torch.nn.functional.pad(diagonal, (start, 0)) * self.D[..., None]
+        decay = self.sums[..., start:stop, None] - self.sums[..., None, :stop]
+        decay = decay.add_(self.rest[..., start:stop, None]).sub_(self.rest[..., None, :stop])
+        decay = decay.masked_fill_(unseen, -torch.inf).exp_()
+        weighted = self.B[..., :stop, :] * self.weight[..., :stop, None]  # smaller than columns of the matrix
+        rows = (self.C[..., start:stop, :] @ weighted.mT) * decay
+        rows.diagonal(start, -2, -1).add_(self.D)
+        return rows
 
 
 class AttentionMatrix(NamedTuple):
