@@ -2,12 +2,15 @@
 # make test         install what the tests need and run them
 # make test-kernels compare our operators with mamba-ssm's own kernels, interpreted on a CPU (Linux; KERNEL_VENV)
 # make bench-mixers speed and memory of the mixers against transformers' code and plain loops (an idle machine; 3 minutes)
+# make bench-distill speed and memory of losses, steps and packing against textbook forms (an idle machine; 8 minutes)
+# make learning      does distillation learn, and by what (TABLE=init, mohawk, ...; at most an hour each)
 # Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN.
 
 VENV ?= .venv
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
+TABLE ?= all
 # The tested versions on a CPU; elsewhere what the machine's driver needs.
 CONSTRAIN ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
@@ -20,7 +23,7 @@ KERNEL_VENV ?= $(VENV)-kernels
 KERNEL_PIP := $(KERNEL_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
 	-c constraints-kernels.txt $(PIP_FLAGS)
 
-.PHONY: install quickstart test test-kernels bench-mixers lint format docs smollm2 clean
+.PHONY: install quickstart test test-kernels bench-mixers bench-distill learning lint format docs smollm2 clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -36,6 +39,12 @@ test-kernels: $(KERNEL_VENV)/.installed
 
 bench-mixers: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mixers.py $(ARGS)
+
+bench-distill: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/distill.py $(ARGS)
+
+learning: $(VENV)/.installed
+	$(BIN)/python benchmarks/learning.py --table $(TABLE) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

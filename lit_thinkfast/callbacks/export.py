@@ -40,8 +40,10 @@ class ExportStudent(Callback):
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
         student = full_student(pl_module.student)  # on every rank: each has a part of a sharded student
-        if not trainer.is_global_zero:
+        if student is None or not trainer.is_global_zero:
             return
+        if bad := next((name for name, weight in student.named_parameters() if not weight.isfinite().all()), None):
+            raise ValueError(f"the student's weights are not finite ({bad}), and {self.path} is left as it was")
         source = self.tokenizer_from
         if source is None and has_tokenizer(str(pl_module.student_path)):
             source = str(pl_module.student_path)

@@ -41,7 +41,7 @@ class Throughput(Callback):
     - ``train/mfu``: model FLOPs utilisation (arXiv:2204.02311, app. B), the share of the devices' peak, where that is
       known. Counted are, for all tokens of the rows and with attention within documents, a forward pass of the teacher,
       one of the student, and what of the backward pass is needed for the trainable parameters. Layers computed again
-      for gradient checkpointing are not counted, nor are losses;
+      for gradient checkpointing are not counted, nor are losses. None where losses run parts of layers by themselves;
     - ``train/tokens``: tokens of the rows so far, over all ranks. Kept in checkpoints.
 
     Validation and checkpoints are left out of the time, waiting for data is not. The first value of a run has the
@@ -100,7 +100,8 @@ class Throughput(Callback):
         sums = torch.stack([document_tokens(batch), context_tokens(batch)])
         self._sums = sums if self._sums is None else self._sums + sums
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
-        if not stepped or self._step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not stepped or not every or self._step % every:
             return
         sums = trainer.strategy.reduce(self._sums, reduce_op="sum")  # type: ignore[assignment]
         now = self._clock.read()
@@ -112,7 +113,7 @@ class Throughput(Callback):
             "steps_per_second": (self._step - self._since_step) / seconds,
             "tokens": float(self._tokens),
         }
-        if self._peak is not None:
+        if self._peak is not None and "layers" not in pl_module.needs:  # type: ignore[operator]
             done = self._rows * _flops_per_token(pl_module, mean_context=seen / self._rows)
             values["mfu"] = done / seconds / (self._peak * 1e12 * trainer.world_size)
         pl_module.log_dict({f"train/{name}": value for name, value in values.items()})

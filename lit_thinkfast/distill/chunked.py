@@ -153,8 +153,8 @@ class _MeanOverRows(torch.autograd.Function):
         of_hidden, of_head = ctx.saved_tensors
         scale = grad_output / ctx.divisor
         return (
-            None if of_hidden is None else of_hidden.mul_(scale.to(of_hidden.dtype)),
-            None if of_head is None else of_head.mul_(scale.to(of_head.dtype)),
+            None if of_hidden is None else of_hidden.mul_(scale),
+            None if of_head is None else of_head.mul_(scale),
             None,
             None,
             None,

@@ -224,7 +224,7 @@ def _flops(training: Training) -> dict[str, float]:
     student, teacher, step = training.student, training.teacher, training.step
     length = float(step.seq_len)
     losses = training.losses.values()
-    asked = [loss.needs if loss.teacher_needs is None else loss.teacher_needs for loss in losses]
+    asked = [loss.asks() for loss in losses]
     parts: dict[str, float] = {}
     if teacher is not None:
         head = any("logits" in needs for needs in asked)

@@ -83,10 +83,10 @@ def measure(layer: nn.Module, config: HybridConfig, setting: Setting, *, gradien
 
 def layer_arguments(config: HybridConfig, setting: Setting, layer_type: str) -> dict[str, Any]:
     """Return what a layer is called with besides hidden states, for rows of one document."""
-    from lit_thinkfast.models.attention import Visibility
+    from lit_thinkfast.models.attention import Documents, Visibility
 
     angles = torch.empty(setting.batch, setting.time, config.head_dim or 0)
-    visible = Visibility(documents=[setting.time] * setting.batch)
+    visible = Visibility(documents=Documents([setting.time] * setting.batch))
     if layer_type == "sliding_attention" and (config.sliding_window or setting.time) < setting.time:
         mask = torch.ones(1, 1, setting.time, setting.time, dtype=torch.bool)
         visible = Visibility(mask=mask, causal=False)

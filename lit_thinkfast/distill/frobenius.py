@@ -2,7 +2,8 @@
 
 The un-squared Frobenius norm of S - A is the root of a sum over blocks of rows, and its gradient is that of half the
 sum of squares divided by the norm: one number a head. So each block is formed once, its gradients are added up, and
-the division waits for the backward pass. Memory is one block of rows and O(t) for gradients, never (b, h, t, t).
+the division waits for the backward pass. Memory is some twenty blocks of rows, and O(t) for gradients, never
+(b, h, t, t).
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class MatrixOrientation(_LayerLoss):
     isolated in both; rows of padding do not count. Matrices are compared ``query_block`` rows at a time, so memory is
     O(t) a layer beyond one block.
 
-    Gradients reach the input norm, the convolution, and of the input projection what makes B, C and the decay: train
-    those alone, without weight decay, which would shrink the other rows of a fused projection.
+    In layers with a mixer, gradients reach the input norm, the convolution, and of the input projection what makes B, C
+    and the decay: train those alone, without weight decay, which would shrink the other rows of a fused projection.
 
     Args:
         heads: ``each`` compares head by head; ``mean`` the means over heads, for students with another number of them.
@@ -154,7 +154,7 @@ class HiddenStateLoss(_LayerLoss):
         for layer in last if self.layers is None else _chosen(self.layers, num_layers):
             if isinstance(ours, Layers):
                 start = max(0, layer + 1 - self.gap)
-                output = theirs[start]
+                output = _at_least_fp32(theirs[start])  # the residual stream, also under autocast
                 for i in range(start, layer + 1):
                     output = ours.block(i, output)
             else:

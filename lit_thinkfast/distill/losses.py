@@ -45,6 +45,10 @@ class DistillLoss(nn.Module, ABC):
     teacher_needs: frozenset[str] | None = None
     """Signals read of the teacher, where they are others than those of the student."""
 
+    def asks(self) -> frozenset[str]:
+        """Return the signals that are read of the teacher."""
+        return self.needs if self.teacher_needs is None else self.teacher_needs
+
     def setup(self, student: Any, tokenizer: Any) -> None:
         """Get to know the student, and the tokenizer of the data if it has one; once, before the strategy wraps.
 

@@ -107,8 +107,7 @@ def step_memory(
         for loss in losses.values():
             hollow(loss)
         needs = frozenset[str]().union(*(loss.needs for loss in losses.values()))
-        asked = (loss.needs if loss.teacher_needs is None else loss.teacher_needs for loss in losses.values())
-        teacher_needs = frozenset[str]().union(*asked)
+        teacher_needs = frozenset[str]().union(*(loss.asks() for loss in losses.values()))
 
         own = [p for loss in losses.values() for p in loss.parameters() if p.requires_grad]
         learnt = [*(p for p in ours.model.parameters() if p.requires_grad), *own]

@@ -7,6 +7,7 @@ record, and a checkpoint then never overrides a flag.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -25,19 +26,23 @@ from lit_thinkfast.distill.students import build_student
 from lit_thinkfast.distill.teachers import Teacher
 from lit_thinkfast.records import PackedBatch, Problem
 
+log = logging.getLogger(__name__)
+
 
 class DistillationModule(LightningModule):
     """Train a student to imitate a frozen teacher, or from labels alone when no loss needs a teacher.
 
     Pass other losses to change what is compared; override :meth:`shared_step` to change what is computed; set
     ``trainable`` to change what is learnt. The gradient of a step is that of the mean over all tokens of its
-    micro-batches on all ranks, whatever their masks: each counts by the tokens that its first loss averages over.
+    micro-batches on all ranks, whatever their masks. That is exact where all losses average over the same tokens;
+    otherwise micro-batches count by the tokens of the first one. With several micro-batches a step, other callbacks'
+    ``on_before_optimizer_step`` sees gradients of sums, which are divided after them.
 
     Strategies: one device, DDP, and ``ModelParallelStrategy`` (FSDP2), under which the student's layers and, apart from
     them, the teacher's are spread over the ranks.
 
     Logs ``train/loss`` (the weighted sum), ``train/loss_<name>`` (unweighted), ``train/grad_norm`` before clipping,
-    ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a token, at
+    ``train/lr``; in validation ``val/loss_<name>`` and, with a teacher, ``val/kl`` (teacher || student, nats a token at
     temperature 1; ``val/kl_top_k``, a bound below it, with a cached teacher) and ``val/top1_agreement``, all token
     means over the held-out set on all ranks; with an evaluator, what it computes, such as ``val/coverage@4``. In a test
     the same of what it is given, under ``test/``.
@@ -98,12 +103,11 @@ class DistillationModule(LightningModule):
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.needs = frozenset[str]().union(*(loss.needs for loss in losses.values()))
-        self.teacher_needs = frozenset[str]().union(
-            *(loss.needs if loss.teacher_needs is None else loss.teacher_needs for loss in losses.values())
-        )
+        self.teacher_needs = frozenset[str]().union(*(loss.asks() for loss in losses.values()))
         self.student = None
         self._problem_ids: dict[str, int] = {}
-        self._tokens_of_step: Tensor | None = None
+        self._sums: Tensor | None = None
+        """Of the micro-batches of a step so far: tokens, and times the tokens the total and each loss."""
 
     def configure_model(self) -> None:
         if self.student is not None:
@@ -142,6 +146,17 @@ class DistillationModule(LightningModule):
         # transformers loads in eval mode and Lightning keeps whatever mode it finds.
         self.student.train()
 
+    def on_train_start(self) -> None:
+        batches, together = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        if batches != float("inf") and batches % together and self.trainer.is_global_zero:
+            log.warning(
+                "an epoch of %d batches ends with a step of %d instead of %d; for equal steps make it a multiple "
+                "(data.steps_per_epoch)",
+                batches,
+                batches % together,
+                together,
+            )
+
     def shared_step(
         self, batch: PackedBatch, *, also: frozenset[str] = frozenset()
     ) -> tuple[dict[str, Tensor], Signals, Signals | None]:
@@ -158,17 +173,22 @@ class DistillationModule(LightningModule):
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         values, _, _ = within(self.student, lambda: self.shared_step(batch))
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
-        self.log("train/loss", total.detach(), prog_bar=True)
-        if len(values) > 1:
-            self.log_dict({f"train/loss_{name}": value.detach() for name, value in values.items()})
+        means = torch.stack([total, *values.values()]).detach()
         if self._micro_batches() == 1:
+            self._log_losses(means)
             return total
         # Sums add up over micro-batches where means do not; the number of tokens divides before the optimiser's step.
         first: Any = next(iter(self.losses.values()))
-        tokens = first.tokens(batch).to(total.dtype)
-        self._tokens_of_step = tokens if self._tokens_of_step is None else self._tokens_of_step + tokens
-        weighted: Tensor = total * tokens
-        return weighted
+        tokens: Tensor = first.tokens(batch).to(total.dtype)
+        sums = torch.cat([tokens[None], means * tokens])
+        self._sums = sums if self._sums is None else self._sums + sums
+        return total * tokens
+
+    def _log_losses(self, means: Tensor) -> None:
+        """Log the total and, of several losses, each."""
+        self.log("train/loss", means[0], prog_bar=True)
+        if len(self.losses) > 1:
+            self.log_dict({f"train/loss_{name}": mean for name, mean in zip(self.losses, means[1:], strict=True)})
 
     def _micro_batches(self) -> int:
         """How many micro-batches, over all ranks, an optimiser step has."""
@@ -179,14 +199,15 @@ class DistillationModule(LightningModule):
             self._evaluate(batch)
             return
         logged = within(self.student, lambda: self._held_out(batch))
-        # times the ranks, because Lightning averages this weight over them and cuts it off to an integer
-        tokens = int((batch["labels"][:, 1:] != -100).sum()) * self.trainer.world_size
+        labels = (batch["labels"][:, 1:] != -100).sum()
+        averaged: dict[str, Any] = {f"loss_{name}": loss.tokens(batch) for name, loss in self.losses.items()}  # type: ignore[operator]
         headline = "kl" if "kl" in logged else next(iter(logged))
         for name, value in logged.items():
             self.log(
                 self._key(name),
                 value,
-                batch_size=tokens,
+                # times the ranks, because Lightning averages this weight over them and cuts it off to an integer
+                batch_size=int(averaged.get(name, labels)) * self.trainer.world_size,
                 sync_dist=True,
                 add_dataloader_idx=False,
                 prog_bar=name == headline,
@@ -242,25 +263,37 @@ class DistillationModule(LightningModule):
 
     def _mesh(self) -> Any:
         """Ranks over which weights are spread, if the strategy does that."""
-        return None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        if self.device_mesh is None:
+            return None
+        if self.device_mesh["tensor_parallel"].size() != 1:
+            raise ValueError(
+                "ModelParallelStrategy spreads weights over data-parallel ranks alone here; set tensor_parallel_size to "
+                "1 and data_parallel_size to the number of devices"
+            )
+        return self.device_mesh["data_parallel"]
 
     def _has_problems(self) -> bool:
         return not self.trainer.sanity_checking and bool(getattr(self._data(), "problem_set", None))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._tokens_of_step is not None:
-            total: Any = self.trainer.strategy.reduce(self._tokens_of_step, reduce_op="sum")
-            self._tokens_of_step = None
-            # Lightning has divided by the micro-batches of a rank, and the strategy by the ranks
-            scale = self._micro_batches() / total.clamp(min=1)
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return  # Lightning writes at the last step of every n
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if self._sums is not None:
+            sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+            self._sums = None
+            self._log_losses(sums[1:] / sums[0].clamp(min=1))
+            # Lightning has divided by the micro-batches of a rank, and the strategy by the ranks
+            torch._foreach_mul_(gradients, float(self._micro_batches() / sums[0].clamp(min=1)))
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (self.global_step + 1) % every:
+            return  # Lightning writes at the last step of every n
         norm = nn.utils.get_total_norm(gradients)
-        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not norm.isfinite():
+            raise ValueError(
+                f"the gradient is not finite at step {self.global_step + 1}, and weights are lost from the first such "
+                "step on; go on from a checkpoint before it with a lower learning rate, clipping or a longer warm-up"
+            )
+        self.log("train/grad_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -2,7 +2,8 @@
 
 Lightning's ``ModelParallelStrategy`` gives the mesh; here is what is sharded, how losses reach sharded weights, and how
 a whole model is put together again to be exported. Each decoder layer is a unit of its own, and what remains,
-embeddings, final norm and head, is one more that stays gathered between forward and backward pass.
+embeddings, final norm and head, is one more that stays gathered between forward and backward pass; of a teacher, which
+has no backward pass, for good.
 """
 
 from __future__ import annotations
@@ -52,8 +53,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 def within(model: Any, compute: Callable[[], T]) -> T:
     """Return ``compute()``, in which weights of ``model`` outside its layers are whole, and layers can be called."""
-    result: T = model.within(compute) if is_sharded(model) else compute()
-    return result
+    if not is_sharded(model):
+        return compute()
+    if not torch.is_inference_mode_enabled():
+        return model.within(compute)  # type: ignore[no-any-return]
+    # weights that are gathered for the first time in inference mode, as by a validation before training, could not be
+    # trained later
+    with torch.inference_mode(False), torch.no_grad():
+        return model.within(compute)  # type: ignore[no-any-return]
 
 
 def full_student(model: Any) -> Any | None:

@@ -84,16 +84,18 @@ class AttentionMatrix(NamedTuple):
     """Softmax attention's weights.
 
     Attributes:
-        query: (b, h, t, p), scaled.
+        query: (b, h, t, p).
         key: (b, kv_heads, t, p).
         document: (b, t) numbers of documents, or ``None`` if each row is one.
         window: Tokens that a query sees, itself included; all before it if ``None``.
+        scale: Factor on the scores.
     """
 
     query: Tensor
     key: Tensor
     document: Tensor | None
     window: int | None
+    scale: float
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -106,12 +108,12 @@ class AttentionMatrix(NamedTuple):
 
     def replaced(self, parts: tuple[Tensor, ...]) -> AttentionMatrix:
         query, key = parts
-        return AttentionMatrix(query, key, self.document, self.window)
+        return AttentionMatrix(query, key, self.document, self.window, self.scale)
 
     def rows(self, start: int, stop: int) -> Tensor:
         batch, heads, _, width = self.query.shape
-        grouped = self.query[:, :, start:stop].reshape(batch, self.key.shape[1], -1, width)
-        scores = widen(grouped @ self.key[:, :, :stop].mT).view(batch, heads, stop - start, stop)
+        grouped = widen(self.query[:, :, start:stop]).reshape(batch, self.key.shape[1], -1, width) * self.scale
+        scores = (grouped @ widen(self.key[:, :, :stop]).mT).view(batch, heads, stop - start, stop)
         unseen = _unseen(start, stop, self.document, scores.device, self.window)
         return scores.masked_fill(unseen, -torch.inf).softmax(-1)
 

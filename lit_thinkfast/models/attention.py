@@ -25,18 +25,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Documents:
+    """Lengths of documents. An object, because compiled layers would be compiled again for every length of a list."""
+
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
 class Visibility:
     """What the queries of one forward pass may attend to.
 
     Attributes:
         mask: (b or 1, 1, queries, keys) bool, true where a query sees a key; ``None`` if no mask is needed.
         causal: Queries are the last positions and see all keys up to their own. Only without ``mask``.
-        documents: Lengths of the documents in all rows laid end to end; each is causal and on its own.
+        documents: The documents in all rows laid end to end; each is causal and on its own.
     """
 
     mask: Tensor | None = None
     causal: bool = True
-    documents: list[int] | None = None
+    documents: Documents | None = None
 
 
 def visibility(
@@ -69,7 +76,7 @@ def visibility(
         starts[:, 0] = True
         edges = starts.flatten().nonzero()[:, 0]
         ends = torch.cat([edges[1:], edges.new_tensor([starts.numel()])])
-        return Visibility(documents=(ends - edges).tolist())
+        return Visibility(documents=Documents((ends - edges).tolist()))
     if valid is None and seq_idx is None and window is None and (queries == 1 or past == 0):
         return Visibility(causal=queries > 1)
     query_at = torch.arange(past, keys, device=device)[:, None]
@@ -116,20 +123,30 @@ def attend(
         return out.reshape(batch, 1, heads * width)
     options["enable_gqa"] = groups > 1
     if visible.documents is not None:
-        if (varlen := find_varlen_attention(query.device, query.dtype)) is not None:
-            rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
-            return varlen(*rows, lengths=visible.documents, scale=scale, dropout=dropout).reshape(batch, queries, -1)
-        flat = [part.transpose(0, 1).flatten(1, 2).split(visible.documents, dim=1) for part in (query, key, value)]
-        pieces = [
-            scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **options)[0]
-            for q, k, v in zip(*flat, strict=True)
-        ]
-        joined: Tensor = torch.cat(pieces, dim=1)
-        return joined.permute(1, 0, 2).reshape(batch, queries, heads * width)
+        apart: Tensor = _one_by_one(query, key, value, visible.documents, options)
+        return apart
     out = scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=visible.causal and queries > 1, **options
     )
     return out.transpose(1, 2).flatten(2)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, documents: Documents, options: dict[str, Any]) -> Tensor:
+    """Attend within each document: (b, heads, t, p) -> (b, t, heads * p)."""
+    batch, heads, time, width = query.shape
+    lengths = documents.lengths
+    if (varlen := find_varlen_attention(query.device, query.dtype)) is not None:
+        rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+        out: Tensor = varlen(*rows, lengths=lengths, scale=options["scale"], dropout=options["dropout_p"])
+        return out.reshape(batch, time, -1)
+    flat = [part.transpose(0, 1).flatten(1, 2).split(lengths, dim=1) for part in (query, key, value)]
+    pieces = [
+        scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, **options)[0]
+        for q, k, v in zip(*flat, strict=True)
+    ]
+    joined: Tensor = torch.cat(pieces, dim=1)
+    return joined.permute(1, 0, 2).reshape(batch, time, heads * width)
 
 
 class HybridAttention(nn.Module):
@@ -181,7 +198,7 @@ class HybridAttention(nn.Module):
         """Return the attention weights of all heads, whose rows are formed when they are asked for."""
         query, key, _ = self.project(hidden_states, position_embeddings)
         document = None if seq_idx is None else document_starts(seq_idx).cumsum(1)
-        return AttentionMatrix(query * self.head_dim**-0.5, key, document, self.window)
+        return AttentionMatrix(query, key, document, self.window, self.head_dim**-0.5)
 
     def project(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]

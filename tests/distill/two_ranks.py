@@ -24,6 +24,7 @@ MIXERS = r"layers\.0\.(mixer\.(in_proj|conv1d|D|A_log|dt_bias)|input_layernorm)"
 CASES = {
     "kd_ddp": {"strategy": "ddp", "losses": lambda: {"kl": ReverseKL(), "ce": CrossEntropy()}},
     "kd_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL(), "ce": CrossEntropy()}},
+    "clipped_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL()}, "clip": 0.1},
     "resumed_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL()}, "stop_after": 3},
     "bf16_fsdp": {"strategy": "fsdp", "losses": lambda: {"kl": ReverseKL()}, "precision": "bf16-mixed"},
     "own_states_ddp": {"strategy": "ddp", "losses": lambda: {"h": HiddenStateLoss()}, "trainable": "layers|embed"},
@@ -73,6 +74,7 @@ def run(case, student, teacher, folder, *, devices):
         return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1) if wanted == "fsdp" else wanted
 
     precision, stop_after = options.pop("precision", "32-true"), options.pop("stop_after", None)
+    clip = options.pop("clip", None)  # which hides how large a gradient is
     losses = options.pop("losses")
     out = os.path.join(folder, case)
     # three are uneven, which ranks that gather weights for every batch cannot have
@@ -83,7 +85,7 @@ def run(case, student, teacher, folder, *, devices):
             student,
             losses=losses(),
             teacher=HFTeacher(teacher),
-            optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.5),
+            optimizer=lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.5),
             **options,
         )
         trainer = Trainer(
@@ -99,7 +101,8 @@ def run(case, student, teacher, folder, *, devices):
             enable_model_summary=False,
             num_sanity_val_steps=0,
             callbacks=[ExportStudent(out)],
-            gradient_clip_val=1.0,
+            gradient_clip_val=clip,
+            log_every_n_steps=1,
         )
         trainer.fit(module, datamodule=data, **resume)
         return trainer, module
@@ -111,7 +114,9 @@ def run(case, student, teacher, folder, *, devices):
         first.save_checkpoint(out + ".ckpt")
         data.skip = stop_after * devices
         trainer, module = fit(6, ckpt_path=out + ".ckpt", weights_only=False)
+    trained = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(("train/grad_norm", "train/loss"))}
     (measured,) = trainer.validate(module, datamodule=data, verbose=False)
+    measured |= trained
     if trainer.is_global_zero:
         with open(out + ".json", "w") as file:
             json.dump({name: float(value) for name, value in measured.items()}, file)
