@@ -267,7 +267,7 @@ class DistillationModule(LightningModule):
             return None
         if self.device_mesh["tensor_parallel"].size() != 1:
             raise ValueError(
-                "ModelParallelStrategy spreads weights over data-parallel ranks alone here; set tensor_parallel_size to "
+                "ModelParallelStrategy spreads weights over data-parallel ranks alone; set tensor_parallel_size to "
                 "1 and data_parallel_size to the number of devices"
             )
         return self.device_mesh["data_parallel"]
