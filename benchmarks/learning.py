@@ -38,7 +38,6 @@ from lit_thinkfast.quickstart import ASSETS
 
 MIXING = r"mixer\.(in_proj|conv1d|D$)|input_layernorm"  # what gets a gradient from mixing matrices
 SLOW = {"a_min": 0.005, "a_max": 0.05}  # a memory of hundreds of tokens, which this world needs: docs/teacher.md
-EMBEDDED = ("teacher", "hybrid")
 FIRST_RATE, LATER_RATE = 3.0e-3, 1.0e-3  # from a conversion, as in configs/arithmetic, and from a trained model
 
 
@@ -81,7 +80,7 @@ class Arm:
     """One way to make a student.
 
     Attributes:
-        start: A conversion, an embedded model, or the arm that it goes on from.
+        start: A conversion, ``teacher`` for the embedded one as it is, or the arm that it goes on from.
         stages: In order. None: the start as it is.
     """
 
@@ -120,9 +119,6 @@ ARMS = {
     "hybrid-25-reverse": Arm(Conversion((1,)), (Stage("reverse_kl"),)),
     "hybrid-25-sft": Arm("hybrid-25", (SFT,)),
     "hybrid-25-kd": Arm("hybrid-25", (KD,)),
-    "hybrid": Arm("hybrid"),
-    "hybrid-sft": Arm("hybrid", (SFT,)),
-    "hybrid-kd": Arm("hybrid", (KD,)),
     "teacher": Arm("teacher"),
     "teacher-ft": Arm("teacher", (SFT,)),
 }
@@ -148,18 +144,11 @@ TABLES = {
     ),
     "sft": Table(
         "SFT after distillation makes students better.",
-        {
-            "distilled, 1 M tokens": "hybrid-25",
-            "then SFT": "hybrid-25-sft",
-            "then as much KD again": "hybrid-25-kd",
-            "the shipped hybrid": "hybrid",
-            "the shipped hybrid, then SFT": "hybrid-sft",
-            "the shipped hybrid, then KD": "hybrid-kd",
-        },
+        {"distilled": "hybrid-25", "then SFT": "hybrid-25-sft", "then as much KD again": "hybrid-25-kd"},
     ),
     "ft": Table(
         "Fine-tuning the teacher on what its students saw changes it little.",
-        {"the teacher": "teacher", "the teacher, fine-tuned": "teacher-ft", "a hybrid, distilled": "hybrid-25"},
+        {"the teacher": "teacher", "fine-tuned": "teacher-ft"},
     ),
 }
 
@@ -228,6 +217,8 @@ def run(name: str, seed: int, out: Path, settings: Settings) -> dict[str, Any]:
     begun, points = time.monotonic(), list[dict[str, float]]()
     shares = np.cumsum([0.0, *(stage.share for stage in arm.stages)])
     ends = [round(float(share) * settings.steps) for share in shares]
+    if len(set(ends)) < len(ends):
+        raise ValueError(f"{settings.steps} steps leave a stage of {name} without any; use more")
     rate = LATER_RATE if isinstance(arm.start, str) else FIRST_RATE
     for i, stage in enumerate(arm.stages):
         # other problems in every stage, and than the embedded models were trained on; the same in all arms
@@ -257,8 +248,8 @@ def start(name: str, seed: int, out: Path, settings: Settings) -> tuple[Path, in
         options = dataclasses.asdict(origin) | {"attention_layers": list(origin.attention_layers)}
         convert_folder(ASSETS / "teacher", folder, **options, seed=seed)
         return folder, 0
-    if origin in EMBEDDED:
-        return ASSETS / origin, 0
+    if origin == "teacher":
+        return ASSETS / "teacher", 0
     return Path(run(origin, seed, out, settings)["model"]), settings.steps
 
 
@@ -346,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", choices=[*TABLES, "all"], required=True)
     parser.add_argument("--out", type=Path, default=Path("build/learning"))
-    parser.add_argument("--publish", type=Path, help="folder for tables, curves and figures; by default --out")
+    parser.add_argument("--publish", type=Path, help="folder for curves and figures; by default --out")
     parser.add_argument("--seeds", type=int, help="runs of each arm, in the place of the table's own number")
     for field in dataclasses.fields(Settings):
         name = f"--{field.name.replace('_', '-')}"
@@ -364,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}: {label}: {' | '.join(cells(rows[label]))}", flush=True)
         facts = {"claim": table.claim, "settings": dataclasses.asdict(settings)}
         text = write(name, rows, options.publish or options.out, facts=facts, tokens_per_step=tokens)
+        (options.out / f"{name}.md").write_text(text)
         print(f"\n{table.claim}\n\n{text}")
 
 

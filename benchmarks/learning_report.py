@@ -19,6 +19,7 @@ COLUMNS = (
     "same likeliest token",
     "cross-entropy on right solutions",
     "right samples (95 % interval)",
+    "less the first row's",
 )
 Row = dict[str, Any]
 
@@ -30,18 +31,24 @@ def summary(runs: Sequence[Row]) -> Row:
         runs: Of one arm, a seed each: ``kl``, ``top1``, ``ce``, ``right`` (a problem's share of right samples),
             ``curve`` and ``steps``, the number of the last step.
     """
-    right = np.mean([run["right"] for run in runs], axis=0)
-    weights = resample_weights(len(right), resamples=2000, seed=0)
-    low, high = interval(weighted_means(right[:, None], weights))
+    right = np.mean([run["right"] for run in runs], axis=0).tolist()
     each = {key: [run[key] for run in runs] for key in ("kl", "top1", "ce")}
     return {
         **{key: statistics.fmean(values) for key, values in each.items()},
-        "accuracy": float(right.mean()),
-        "interval": [float(low[0]), float(high[0])],
+        "accuracy": statistics.fmean(right),
+        "interval": over_problems(right),
+        "right": right,
         "runs": {"seed": [run["seed"] for run in runs], **each}
         | {"accuracy": [statistics.fmean(run["right"]) for run in runs]},
         "curves": [whole_curve(run) for run in runs],
     }
+
+
+def over_problems(values: Sequence[float]) -> list[float]:
+    """Return the ends of the 95 % interval of the mean of one value a problem; equal lengths see equal resamples."""
+    weights = resample_weights(len(values), resamples=2000, seed=0)
+    low, high = interval(weighted_means(np.array(values)[:, None], weights))
+    return [float(low[0]), float(high[0])]
 
 
 def whole_curve(run: Row) -> list[Row]:
@@ -51,7 +58,7 @@ def whole_curve(run: Row) -> list[Row]:
 
 
 def cells(row: Row) -> list[str]:
-    """Return the cells of a row: means and, in brackets, each run where there are several."""
+    """Return the cells of a row but the last: means and, in brackets, each run where there are several."""
 
     def shown(key: str, form: str) -> str:
         values = row["runs"][key]
@@ -59,14 +66,22 @@ def cells(row: Row) -> list[str]:
         return format(row[key], form) + each
 
     low, high = row["interval"]
-    accuracy = f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})".replace("%", " %")
-    top1 = format(row["top1"], ".2%").replace("%", " %")
-    return [str(len(row["curves"])), shown("kl", ".4f"), top1, shown("ce", ".4f"), accuracy]
+    accuracy = f"{100 * row['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return [str(len(row["curves"])), shown("kl", ".4f"), f"{100 * row['top1']:.2f} %", shown("ce", ".4f"), accuracy]
+
+
+def difference(row: Row, first: Row) -> str:
+    """Return in points how much more often ``row`` is right than ``first``, on the same problems."""
+    paired = np.subtract(row["right"], first["right"]).tolist()
+    low, high = over_problems(paired)
+    return f"{100 * statistics.fmean(paired):+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def markdown(rows: Mapping[str, Row]) -> str:
     """Return the rows, by label, as a Markdown table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *([label, *cells(row)] for label, row in rows.items())]
+    first = next(iter(rows.values()))
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    lines += [[label, *cells(row), "" if row is first else difference(row, first)] for label, row in rows.items()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -99,7 +114,7 @@ def draw(rows: Mapping[str, Row], path: Path, *, tokens_per_step: int) -> None:
 
 
 def write(name: str, rows: Mapping[str, Row], folder: Path, *, facts: Row, tokens_per_step: int) -> str:
-    """Write ``name``.json, .md and .svg, and return the Markdown.
+    """Write ``name``.json and .svg, and return the table as Markdown.
 
     Args:
         name: Of the table.
@@ -109,11 +124,9 @@ def write(name: str, rows: Mapping[str, Row], folder: Path, *, facts: Row, token
         tokens_per_step: Tokens of a step, padding included.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(rows)
     (folder / f"{name}.json").write_text(json.dumps(_rounded({"table": name, **facts, "arms": rows}), indent=1) + "\n")
-    (folder / f"{name}.md").write_text(text)
     draw(rows, folder / f"{name}.svg", tokens_per_step=tokens_per_step)
-    return text
+    return markdown(rows)
 
 
 def _rounded(value: Any) -> Any:

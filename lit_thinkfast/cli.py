@@ -56,6 +56,7 @@ ALLOWED_IMPORTS = (
 _ALLOW_FLAG = "--allow-import"
 _ALLOW_VARIABLE = "LIT_THINKFAST_ALLOW_IMPORT"
 _DEBUG_VARIABLE = "LIT_THINKFAST_DEBUG"
+_UNUSED = "parameters that were not used in producing the loss"  # Lightning's words, of an error of DDP
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -273,7 +274,7 @@ def _name_words(argv: list[str]) -> list[str]:
 
 def _is_users(error: Exception) -> bool:
     """Say whether ``error`` is about what was asked for rather than about our code."""
-    if isinstance(error, (ValueError, OSError, ImportError)):
+    if isinstance(error, (ValueError, OSError, ImportError)) or _UNUSED in str(error):
         return True
     return type(error).__name__ == "MisconfigurationException"  # by name: tool verbs do not import lightning
 
@@ -297,6 +298,17 @@ def _one_line(message: str) -> str:
             else "it reaches outside the library"
         )
         return f"a configuration may not name {name!r}: {remedy}"
+    if _UNUSED in message:
+        return (
+            "the losses give some trainable parameters no gradient, which stops DDP; leave them out of trainable, "
+            "for example ^model\\.layers\\. for all but embeddings, final norm and head (docs/recipes.md, Freezing)"
+        )
+    if "invalid strategy name" in message and "parallel" in message.lower():
+        return (
+            "a strategy that is a class needs a setting behind it, for example --trainer.strategy.data_parallel_size 2 "
+            "--trainer.strategy.tensor_parallel_size 1"
+        )
+    message = re.sub(r"\s*-?\s*Not a valid subclass of .*", "", message, flags=re.DOTALL)
     lines = [line.strip() for line in message.splitlines()]
     if any(line.startswith("Does not validate against any") for line in lines):
         noise = (
@@ -316,6 +328,7 @@ def _one_line(message: str) -> str:
         (r"<class '([^']+)'>", r"\1"),
         (r"Expected an? (?:typing\.)?Literal\[(.*?)\]", r"Expected one of \1"),
         (r" - Expected (?:an? )?", ", or "),
+        (r" Given value: NestedArg\(.*$", ""),
         (r" Given value: (.*)$", r". Got value: \1"),
     ):
         text = re.sub(pattern, plain, text)

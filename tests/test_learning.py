@@ -28,7 +28,7 @@ def learning():
 
 @pytest.fixture(scope="module")
 def out(learning, tmp_path_factory):
-    """A folder with the tiny table of two arms, the second of which goes on from an embedded model."""
+    """A folder with a tiny table: the embedded teacher as it is, and trained on."""
     folder = tmp_path_factory.mktemp("learning")
     learning.main(["--table", "ft", "--out", str(folder), *ARGUMENTS])
     return folder
@@ -42,15 +42,14 @@ def test_a_table(learning, out):
     written = json.loads((out / "ft.json").read_text())
     rows = written["arms"]
     assert rows.keys() == learning.TABLES["ft"].arms.keys()
-    untrained, tuned, distilled = rows.values()
+    untrained, tuned = rows.values()
     assert untrained["kl"] == pytest.approx(0, abs=1e-6)
     assert untrained["top1"] == 1
     assert tuned["kl"] > 0
     assert [point["step"] for point in tuned["curves"][0]] == [0, 1, 2]
-    assert distilled["curves"][0][0]["kl"] > distilled["kl"] > tuned["kl"]
     text = (out / "ft.md").read_text().splitlines()
     assert len(text) == 2 + len(rows)
-    assert {line.count("|") for line in text} == {len(learning.cells(untrained)) + 2}
+    assert {line.count("|") for line in text} == {len(learning.cells(untrained)) + 3}
     figure = (out / "ft.svg").read_text()
     assert figure.rstrip().endswith("</svg>")
     assert len(figure) < 200_000
@@ -58,7 +57,7 @@ def test_a_table(learning, out):
 
 def test_a_finished_run_is_not_repeated(learning, out, monkeypatch):
     before = {path: path.read_bytes() for path in out.glob("*-0.json")}
-    assert len(before) == 3
+    assert len(before) == 2
     monkeypatch.setattr(learning, "measure", None)  # calling it would fail
     settings = tiny(learning)
     assert learning.run("teacher-ft", 0, out, settings)["steps"] == 2
@@ -79,6 +78,11 @@ def test_stages_are_chained_by_folders(learning, tmp_path, monkeypatch):
     assert all("mixer." in name or "input_layernorm" in name for name in moved)
     assert found["curve"][-1]["kl"] < found["curve"][0]["kl"]
     assert found["steps"] == 10
+
+
+def test_a_stage_without_steps_is_refused(learning, tmp_path):
+    with pytest.raises(ValueError, match="4 steps leave a stage of llamba-123 without any"):
+        learning.run("llamba-123", 0, tmp_path, tiny(learning, steps=4))
 
 
 def test_arms_have_equal_budgets_and_held_out_rows(learning):
@@ -103,12 +107,16 @@ def test_means_and_intervals(learning):
     ]
     row = learning.summary(runs)
     assert (row["kl"], row["ce"], row["accuracy"]) == (2.0, 3.0, 0.5)
-    assert row["runs"]["accuracy"] == [0.625, 0.375]
     rng = np.random.default_rng(1)
     means = np.array([0.5, 0.0, 0.5, 1.0])[rng.integers(0, 4, size=(20_000, 4))].mean(1)
     assert row["interval"] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.13)
+    assert row["runs"]["accuracy"] == [0.625, 0.375]
     same = learning.summary([runs[0] | {"right": [0.5, 0.5]}])
     assert same["interval"] == [0.5, 0.5]
+    better = learning.summary([runs[0] | {"right": [right + 0.25 for right in row["right"]]}])
+    assert (
+        sys.modules["learning_report"].difference(better, row) == "+25.0 points (+25.0 to +25.0)"
+    )  # paired: the problems' spread cancels
     assert learning.cells(row)[:2] == ["2", "2.0000 (1.0000, 3.0000)"]
 
 

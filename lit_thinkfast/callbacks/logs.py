@@ -110,7 +110,8 @@ class LogSamples(Callback):
     def _check(self, trainer: Trainer) -> None:
         if not self._problems(trainer):
             raise ValueError(
-                "LogSamples has nothing to sample from; give it prompts, or name problems in the data module"
+                "LogSamples has nothing to sample from; give it prompts, or the data module problems and the model an "
+                "evaluator"
             )
         if getattr(_data(trainer), "tokenizer", None) is None:
             raise ValueError(

@@ -29,14 +29,16 @@ class Blocks:
         split: Part of the corpus.
         block_size: Examples a block.
         seed: Of the order.
+        reshuffle: Another order in each pass; else all passes are like the first, rows included.
 
     Attributes:
         lowest: No block before this one will be asked for; a forward reader may start here.
         stride: Only blocks that differ by multiples of this will be asked for; others are not kept.
     """
 
-    def __init__(self, corpus: Corpus, *, split: Split, block_size: int, seed: int) -> None:
+    def __init__(self, corpus: Corpus, *, split: Split, block_size: int, seed: int, reshuffle: bool = True) -> None:
         self.corpus, self.split, self.block_size, self.seed = corpus, split, block_size, seed
+        self.reshuffle = reshuffle
         self.lowest, self.stride = 0, 1
         self._pass_blocks: int | None = None
         self._forward: Iterator[Example] | None = None
@@ -82,7 +84,7 @@ class Blocks:
         if size == 0:
             raise self._empty()
         number, part = divmod(block, -(-size // self.block_size))
-        order = _order(self.seed, number, size)
+        order = _order(self.seed, number if self.reshuffle else 0, size)
         return [int(i) for i in order[part * self.block_size : (part + 1) * self.block_size]]
 
     def _open_at(self, block: int) -> None:

@@ -51,6 +51,8 @@ class MathDataModule(LightningDataModule):
         seed: Of the order of the examples, and of the draw of problems.
         num_shards: Parts of the stream; ranks times workers must divide it. See :mod:`lit_thinkfast.data.packing`.
         block_size: Examples packed together.
+        reshuffle: Draw another order of the examples, and so other rows, for each pass of a finite corpus. With a
+            cached teacher, which knows a row by its tokens, set it to false.
 
     Raises:
         ValueError: A number out of range; further errors of corpus, tokenizer and problems come in ``setup``.
@@ -76,6 +78,7 @@ class MathDataModule(LightningDataModule):
         seed: int = 0,
         num_shards: int = 24,
         block_size: int = 128,
+        reshuffle: bool = True,
     ) -> None:
         super().__init__()
         limits = {"seq_len": (seq_len, 2), "num_workers": (num_workers, 0)}
@@ -100,6 +103,7 @@ class MathDataModule(LightningDataModule):
         self.problem_batch_size, self.system = problem_batch_size, system_prompt(system)
         self.num_workers, self.seed, self.num_shards, self.block_size = num_workers, seed, num_shards, block_size
         self.allow_zero_length_dataloader_with_multiple_devices = True  # more ranks than problems is fine
+        self.reshuffle = reshuffle
         self.tokenizer: Any = None
         self.problem_set: list[Problem] = []
         self._split_read: str | None = None
@@ -140,6 +144,7 @@ class MathDataModule(LightningDataModule):
             "world_size": world_size,
             "num_shards": self.num_shards,
             "block_size": self.block_size,
+            "reshuffle": self.reshuffle,
         }
         if self._stream is None or settings != self._stream_settings:
             self._stream, self._stream_settings = PackedStream(length=self.steps_per_epoch, **settings), settings

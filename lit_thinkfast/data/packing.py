@@ -52,6 +52,7 @@ class PackedStream(IterableDataset[PackedBatch]):
         world_size: Processes that share the stream.
         num_shards: See the module's text; a multiple of ranks times workers.
         block_size: Examples packed together: more waste less, and cost more memory and a longer start.
+        reshuffle: Draw another order for each pass of a finite corpus; else its rows come again as they were.
 
     Raises:
         ValueError: A number out of range, or ``world_size`` does not divide ``num_shards``.
@@ -72,12 +73,13 @@ class PackedStream(IterableDataset[PackedBatch]):
         world_size: int = 1,
         num_shards: int = 24,
         block_size: int = 128,
+        reshuffle: bool = True,
     ) -> None:
         for name, value in {"batch_size": batch_size, "length": length, "block_size": block_size}.items():
             if value < 1:
                 raise ValueError(f"{name} {value} is below 1")
         self.packer = RowPacker(tokenizer, seq_len=seq_len, system=system)
-        self.blocks = Blocks(corpus, split=split, block_size=block_size, seed=seed)
+        self.blocks = Blocks(corpus, split=split, block_size=block_size, seed=seed, reshuffle=reshuffle)
         self.batch_size, self.length, self.num_shards = batch_size, length, num_shards
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.check_workers(1)
@@ -93,6 +95,7 @@ class PackedStream(IterableDataset[PackedBatch]):
             "block_size": block_size,
             "vocabulary": len(tokenizer),
             "system": self.packer.system or "",
+            **({} if reshuffle else {"reshuffle": False}),
         }
 
     def __len__(self) -> int:

@@ -4,7 +4,8 @@ Of each position the k likeliest tokens are kept: 6 bytes each, and 4 for the pr
 is 388 bytes a token, 3.1 TB for 8 billion. That saves what the teacher costs of later passes, and nothing else: where a
 row is seen once, use the teacher itself. There is one file for each packed row, whose name is a hash of the teacher's
 name, of k, and of the tokens and document boundaries of the row; whatever else is changed, in data, batches or order,
-rows that are the same are found again.
+rows that are the same are found again: in another run on the same data, and in later passes of
+:class:`~lit_thinkfast.data.MathDataModule` with ``reshuffle=False``, which else packs each pass anew.
 """
 
 from __future__ import annotations

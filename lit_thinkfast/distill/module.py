@@ -8,7 +8,8 @@ record, and a checkpoint then never overrides a flag.
 from __future__ import annotations
 
 import logging
-from typing import Any
+import re
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +22,7 @@ from lit_thinkfast.distill.evaluation import Evaluator
 from lit_thinkfast.distill.losses import DistillLoss, held_out_measures
 from lit_thinkfast.distill.optim import Schedule, lambda_lr, parameter_groups, select_trainable
 from lit_thinkfast.distill.sharding import is_sharded, shard, within
-from lit_thinkfast.distill.signals import Signals, read_signals
+from lit_thinkfast.distill.signals import SignalName, Signals, read_signals
 from lit_thinkfast.distill.students import build_student
 from lit_thinkfast.distill.teachers import Teacher
 from lit_thinkfast.records import PackedBatch, Problem
@@ -88,6 +89,10 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         _check_losses(losses, weights or {}, teacher)
+        try:
+            re.compile(trainable)
+        except re.error as error:
+            raise ValueError(f"trainable={trainable!r} is not a regular expression: {error}") from None
         self.student_path = student
         self.losses = nn.ModuleDict(losses)
         self.weights = {name: (weights or {}).get(name, 1.0) for name in losses}
@@ -143,6 +148,8 @@ class DistillationModule(LightningModule):
         self.teacher.load(device) if mesh is None else self.teacher.load(device, mesh=mesh)
 
     def on_fit_start(self) -> None:
+        if getattr(self._data(), "problem_set", None):
+            self._check_problems()
         # transformers loads in eval mode and Lightning keeps whatever mode it finds.
         self.student.train()
 
@@ -168,7 +175,12 @@ class DistillationModule(LightningModule):
         """
         teacher = None if self.teacher is None else self.teacher.signals(batch, self.teacher_needs | also)
         student = read_signals(self.student, batch, needs=self.needs | also)
-        return {name: loss(student, teacher, batch) for name, loss in self.losses.items()}, student, teacher
+        values = {name: loss(student, teacher, batch) for name, loss in self.losses.items()}
+        for name, value in values.items():
+            if value.ndim:
+                kind, shape = type(self.losses[name]).__name__, tuple(value.shape)
+                raise ValueError(f"the loss {name!r} ({kind}) gave a tensor of shape {shape}; a loss is one number")
+        return values, student, teacher
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         values, _, _ = within(self.student, lambda: self.shared_step(batch))
@@ -224,6 +236,15 @@ class DistillationModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         if not self._has_problems():
             return
+        self._check_problems()
+        assert self.evaluator is not None
+        problems: list[Problem] = self._data().problem_set
+        self._problem_ids = {problem.id: index for index, problem in enumerate(problems)}
+        self.evaluator.setup(len(problems))
+        self.evaluator.reset()
+
+    def _check_problems(self) -> None:
+        """Refuse problems that nobody could sample answers to."""
         if self.evaluator is None:
             raise ValueError("the data module gives problems but no evaluator is set; set one, or no problems")
         if is_sharded(self.student):
@@ -231,10 +252,6 @@ class DistillationModule(LightningModule):
                 "sampling needs whole weights on each rank, which a sharded student has not; leave out data.problems, "
                 "and evaluate the exported student instead"
             )
-        problems: list[Problem] = self._data().problem_set
-        self._problem_ids = {problem.id: index for index, problem in enumerate(problems)}
-        self.evaluator.setup(len(problems))
-        self.evaluator.reset()
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
@@ -316,5 +333,8 @@ def _check_losses(losses: dict[str, DistillLoss], weights: dict[str, float], tea
     if unknown := sorted(weights.keys() - losses.keys()):
         raise ValueError(f"weights names {unknown[0]!r}, which is not among the losses {', '.join(losses)}")
     for name, loss in losses.items():
+        if unknown := sorted((loss.needs | loss.asks()) - set(get_args(SignalName))):
+            known = ", ".join(get_args(SignalName))
+            raise ValueError(f"the loss {name!r} ({type(loss).__name__}) needs {unknown[0]!r}; there are {known}")
         if loss.needs_teacher and teacher is None:
             raise ValueError(f"the loss {name!r} ({type(loss).__name__}) needs a teacher and none was given")

@@ -204,6 +204,14 @@ def test_settings_of_the_checkpoint_are_compared(tokenizer):
         stream(Listed(50), tokenizer, seq_len=64).load_state_dict(state)
 
 
+@pytest.mark.parametrize("reshuffle", [True, False])
+def test_later_passes_have_the_rows_of_the_first_if_asked(tokenizer, reshuffle):
+    """60 batches of two rows, of a corpus that makes some 24."""
+    one = stream(Listed(48), tokenizer, reshuffle=reshuffle, num_shards=2)
+    rows = {tuple(row.tolist()) for batch in take(one, 60) for row in batch["input_ids"]}
+    assert len(rows) > 80 if reshuffle else len(rows) < 40
+
+
 @pytest.mark.parametrize("kind", [Listed, Forward])
 def test_an_empty_corpus(tokenizer, kind):
     with pytest.raises(ValueError, match=f"the train split of {kind.__name__} has no example"):

@@ -371,12 +371,28 @@ def test_another_vocabulary_is_one_line(tmp_path, student_folder):
     assert "\n" not in str(e.value)
 
 
+class Misspelt(CrossEntropy):
+    needs = frozenset({"logit"})
+
+
+def test_a_loss_that_is_no_number_is_one_line(tmp_path, student_folder):
+    class Rows(CrossEntropy):
+        def forward(self, student, teacher, batch):
+            return student.logits()
+
+    module = DistillationModule(student_folder, losses={"rows": Rows()}, optimizer=adamw(1e-2))
+    with pytest.raises(ValueError, match=r"the loss 'rows' \(Rows\) gave a tensor of shape \(2, 24, 48\)"):
+        trainer(tmp_path).fit(module, loader(2, 2))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"losses": {}}, "losses is empty"),
         ({"losses": {"kl": ReverseKL()}}, r"the loss 'kl' \(ReverseKL\) needs a teacher and none was given"),
         ({"losses": {"ce": CrossEntropy()}, "weights": {"kl": 1.0}}, "weights names 'kl', which is not among"),
+        ({"losses": {"ce": CrossEntropy()}, "trainable": "(mix"}, r"trainable='\(mix' is not a regular expression"),
+        ({"losses": {"x": Misspelt()}}, r"the loss 'x' \(Misspelt\) needs 'logit'; there are logits"),
     ],
 )
 def test_contradictions_are_found_at_construction(options, message):
@@ -454,5 +470,10 @@ def test_a_test_measures_what_validation_does_under_its_own_name(tmp_path, teach
 
 
 def test_problems_without_an_evaluator_are_an_error(tmp_path, teacher_folder, student_folder):
-    with pytest.raises(ValueError, match="no evaluator is set"):
-        trainer(tmp_path).validate(distil(student_folder, teacher_folder), datamodule=WithProblems())
+    seen = Recorder()
+    for verb in ("validate", "fit"):
+        with pytest.raises(ValueError, match="no evaluator is set"):
+            getattr(trainer(tmp_path, callbacks=[seen]), verb)(
+                distil(student_folder, teacher_folder), datamodule=WithProblems()
+            )
+    assert not seen.losses, "before the first step"
