@@ -88,7 +88,7 @@ def markdown(rows: Mapping[str, Row]) -> str:
 def draw(rows: Mapping[str, Row], path: Path, *, tokens_per_step: int) -> None:
     """Write an SVG file: held-out KL against tokens, a line a run, one level where nothing was trained."""
     import matplotlib.pyplot as plt
-    from matplotlib import rc_context
+    from matplotlib import rc_context, ticker
 
     from lit_thinkfast.analysis.style import PAPER, RC, model_styles
 
@@ -108,6 +108,9 @@ def draw(rows: Mapping[str, Row], path: Path, *, tokens_per_step: int) -> None:
                     axes.plot(*zip(*points, strict=True), color=style.colour, marker=style.marker, ms=3, lw=1.2)
                     axes.lines[-1].set_label(named)
         axes.set(xlabel="million tokens, padding included", ylabel="held-out KL(teacher, student), nats", yscale="log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.legend(frameon=False, fontsize=8)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         plt.close(figure)
