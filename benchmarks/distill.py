@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from distill_steps import GSM8K, PACKED, PADDED, Sizes, bench_packing, bench_step, documents, models
-from mixers import compared, error, quiet, status_kib
+from mixers import compared, error, finish, quiet, status_kib
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +34,7 @@ from lit_thinkfast.data.rows import collate_rows
 from lit_thinkfast.distill.chunked import against, forward_kl_rows, mean_over_rows
 from lit_thinkfast.distill.layerwise import MatrixOrientation
 from lit_thinkfast.distill.signals import read_signals
-from lit_thinkfast.generation.calibration import calibrate, describe_machine, drift
+from lit_thinkfast.generation.calibration import calibrate, describe_machine
 from lit_thinkfast.models import convert
 
 # --- kl: the loss alone, from hidden states and heads to their gradients
@@ -282,13 +282,8 @@ def main() -> None:
     }
     for section in options.only:
         result[section] = run[section]()
-    after = calibrate()
-    result["calibration"] |= {"after": after, "drift": drift(before, after)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    finish(result, options.out)
     show(result)
-    print(f"load {before['load_average']} before and {after['load_average']} after, drift {drift(before, after):.0%}")
-    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -292,6 +292,16 @@ def show(result: dict[str, Any]) -> None:
         row(name, cell(found["forward_backward"]), cell(found["forward"]), "", f"{found['error']:.0e}")
 
 
+def finish(result: dict[str, Any], out: Path) -> None:
+    """Calibrate again, note the drift, and write the result."""
+    before, after = result["calibration"]["before"], calibrate()
+    result["calibration"] |= {"after": after, "drift": drift(before, after)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"load {before['load_average']} before and {after['load_average']} after, drift {drift(before, after):.0%}")
+    print(f"written to {out}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/bench-mixers.json"))
@@ -312,13 +322,8 @@ def main() -> None:
     with torch.no_grad():
         result["mamba2_step"] = bench_step([1, 8, 64], options.rounds)
     result["mamba1_scan"] = bench_mamba1([64, 128, HIDDEN], 1024, options.rounds)
-    after = calibrate()
-    result["calibration"] |= {"after": after, "drift": drift(before, after)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    finish(result, options.out)
     show(result)
-    print(f"load {before['load_average']} before and {after['load_average']} after, drift {drift(before, after):.0%}")
-    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_thinkfast.reading import told_in_one_line
-from lit_thinkfast.verification.reward import Aggregation, LineRewardModel
+from lit_thinkfast.verification.reward import LineRewardModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,17 +35,7 @@ class HeadRewardModel(LineRewardModel):
 
     judges = "head"
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        aggregation: Aggregation = "last",
-        batch_size: int = 16,
-        device: str = "cpu",
-        dtype: str = "float32",
-    ) -> None:
-        super().__init__(path, aggregation=aggregation, batch_size=batch_size, device=device, dtype=dtype)
-        self._head: tuple[Tensor, Tensor] | None = None
+    _head: tuple[Tensor, Tensor] | None = None
 
     def load(self) -> None:
         super().load()
