@@ -230,7 +230,9 @@ def show(result: dict[str, Any]) -> None:
         cells = [
             name,
             f"{slow:.0f} / {fast:.0f} ms, **{found['time']['ratio']:.2f}x** ({low} to {high})",
-            "" if peak is None else " / ".join(map(str, peak.values())) + f" ({peak['ours'] / max(1e-9, *peak.values()):.0%})",
+            ""
+            if peak is None
+            else " / ".join(map(str, peak.values())) + f" ({peak['ours'] / max(1e-9, *peak.values()):.0%})",
             "" if rate is None else " / ".join(map(str, rate.values())),
             f"{found['error']:.0e}",
         ]
