@@ -3,6 +3,7 @@
 # make test-kernels compare our operators with mamba-ssm's own kernels, interpreted on a CPU (Linux; KERNEL_VENV)
 # make bench-mixers speed and memory of the mixers against transformers' code and plain loops (an idle machine; 3 minutes)
 # make bench-distill speed and memory of losses, steps and packing against textbook forms (an idle machine; 8 minutes)
+# make bench-decode speed and memory of sampling against transformers, the roofline and static batches (an idle machine)
 # make learning      does distillation learn, and by what (TABLE=init, mohawk, ...; at most an hour each)
 # Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN.
 
@@ -23,7 +24,7 @@ KERNEL_VENV ?= $(VENV)-kernels
 KERNEL_PIP := $(KERNEL_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
 	-c constraints-kernels.txt $(PIP_FLAGS)
 
-.PHONY: install quickstart test test-kernels bench-mixers bench-distill learning lint format docs smollm2 clean
+.PHONY: install quickstart test test-kernels bench-mixers bench-distill bench-decode learning lint format docs smollm2 clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -42,6 +43,9 @@ bench-mixers: $(VENV)/.installed
 
 bench-distill: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/distill.py $(ARGS)
+
+bench-decode: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decode.py $(ARGS)
 
 learning: $(VENV)/.installed
 	$(BIN)/python benchmarks/learning.py --table $(TABLE) $(ARGS)

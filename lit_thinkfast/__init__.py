@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lit_thinkfast.distill.teachers import HFTeacher, Teacher
     from lit_thinkfast.generation.config import SamplingConfig
     from lit_thinkfast.generation.sampler import Sampler
+    from lit_thinkfast.generation.sampling import BaseSampler
+    from lit_thinkfast.generation.vllm import VLLMSampler
     from lit_thinkfast.metrics.accuracy import (
         BestOfNAccuracy,
         Coverage,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIXERS",
+    "BaseSampler",
     "BestOfNAccuracy",
     "BudgetPoint",
     "CachedTeacher",
@@ -86,6 +89,7 @@ __all__ = [
     "SkewKL",
     "Teacher",
     "TopKKL",
+    "VLLMSampler",
     "Verdict",
     "Verifier",
     "WeightedBestOfNAccuracy",
@@ -104,6 +108,8 @@ _SHELF = {
     "distill.teachers": ("HFTeacher", "Teacher"),
     "generation.config": ("SamplingConfig",),
     "generation.sampler": ("Sampler",),
+    "generation.sampling": ("BaseSampler",),
+    "generation.vllm": ("VLLMSampler",),
     "metrics.accuracy": ("BestOfNAccuracy", "Coverage", "MajorityVoteAccuracy", "WeightedBestOfNAccuracy"),
     "metrics.evaluator": ("ReasoningEvaluator",),
     "mixers": ("MIXERS", "Mixer"),

@@ -31,14 +31,16 @@ TOOL_VERBS = {
     "plan": "configuration of a training -> its memory, arithmetic and GPU-hours, before it is run",
     "export": "model -> Hugging Face folder in a type of your choice",
     "generate": "problems -> completions (JSON lines, resumable, timed)",
+    "merge": "what several processes of an unfinished generate have sampled -> one file",
     "verify": "completions -> verdicts, with reward scores if a reward model is given",
     "evaluate": "generate + verify + metrics in one; or metrics from files",
-    "benchmark": "decode speed and memory against batch size",
+    "benchmark": "decode: speed and memory against batch size, beside what the machine allows",
     "report": "evaluations of several models -> tables, figures, one HTML page",
     "quickstart": "the whole job on the embedded teacher, end to end",
 }
 # Verbs that are not the function of their name in tools; jsonargparse would find a function named convert on the shelf.
 _ELSEWHERE = {
+    "benchmark": "tools:BENCHMARKS",
     "convert": "handover:convert_teacher",
     "export": "handover:export",
     "quickstart": "quickstart:run",
@@ -101,6 +103,8 @@ def _dispatch(args: Sequence[str] | None) -> None:
     elif verb in TOOL_VERBS:
         _guard_imports()
         options = [_with_underscores(arg) for arg in argv[1:]]
+        if verb == "benchmark":
+            _check_subject(options)
         _run_tool(verb, _name_words(options) if verb == "convert" else options)
     elif verb in TRAINER_VERBS:
         _guard_imports()
@@ -145,6 +149,21 @@ def _run_tool(verb: str, argv: list[str]) -> None:
     module, _, name = _ELSEWHERE.get(verb, f"tools:{verb}").partition(":")
     tool: Callable[..., Any] = getattr(importlib.import_module(f"lit_thinkfast.{module}"), name)
     auto_cli(tool, args=argv, as_positional=False, parser_class=ToolParser, prog=f"lit-thinkfast {verb}")
+
+
+def _check_subject(argv: list[str]) -> None:
+    """Refuse a call of benchmark that does not say what is to be measured, as it was written before there was more."""
+    from lit_thinkfast.tools import BENCHMARKS
+
+    known = " or ".join(BENCHMARKS)
+    if not argv:
+        _fail(f"benchmark needs what to measure: {known}; see lit-thinkfast benchmark {known} --help")
+    if argv[0].startswith("--") and argv[0].partition("=")[0] not in ("--help", "--config", "--print_config"):
+        _fail(
+            f"benchmark needs what to measure before its options; write lit-thinkfast benchmark {known} {argv[0]} ..."
+        )
+    if not argv[0].startswith("-") and argv[0] not in BENCHMARKS:
+        _fail(f"benchmark cannot measure {argv[0]!r}; it knows {known}")
 
 
 def instantiate(args: Sequence[str]) -> Any:

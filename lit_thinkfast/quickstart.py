@@ -213,7 +213,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     """
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in settings.items():
+        for name, value in json.loads(json.dumps(settings)).items():
             if before.get(name) != value:
                 raise ValueError(
                     f"{path.parent} holds a run with {name} {before.get(name)}, not {value}; "

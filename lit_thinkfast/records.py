@@ -14,6 +14,7 @@ import math
 import os
 import types
 import typing
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +81,11 @@ class Completion:
         num_tokens: Tokens generated, the end token included.
         finish_reason: ``stop`` when the model ended by itself, ``length`` when the token budget cut it.
         seconds: This sample's share of the engine's time; over a run the shares add up to the engine's time.
-        latency_seconds: From the start of its batch to its own last token.
+        latency_seconds: Engine seconds from its admission to a batch to its own last token.
         seed: Seed of the run; random numbers are a function of (seed, problem, sample, position).
         model: Name of the model that wrote it.
+        finished_seconds: Engine seconds of the whole run, sessions added up, when it was finished: with them, one run
+            answers for every shorter time budget. ``None`` where nobody noted them.
     """
 
     problem_id: str
@@ -95,6 +98,7 @@ class Completion:
     latency_seconds: float
     seed: int = 0
     model: str = ""
+    finished_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,7 @@ class PackedBatch(TypedDict):
 
 
 R = TypeVar("R")
+_SEAL = ', "crc32": "'
 
 
 class RecordError(ValueError):
@@ -183,10 +188,34 @@ def from_json(kind: type[R], line: str, where: str = "line") -> R:
     """Read one line of JSON as a record of type ``kind``.
 
     Raises:
-        RecordError: Not JSON, not an object, a field unknown, missing, or of the wrong type. The message starts with
-            ``where``.
+        RecordError: Not JSON, not an object, a field unknown, missing, or of the wrong type, or a checksum (see
+            :func:`sealed`) that does not fit. The message starts with ``where``.
     """
-    return from_dict(kind, parse_object(line, where), where)
+    return from_dict(kind, parse_object(_unsealed(line, where), where), where)
+
+
+def sealed(line: str) -> str:
+    """Return a line of JSON with a checksum as its last key: the CRC-32 of the line as it was, in UTF-8.
+
+    >>> sealed('{"a": 1}')
+    '{"a": 1, "crc32": "fba18e97"}'
+    """
+    return f'{line[:-1]}{_SEAL}{zlib.crc32(line.encode()):08x}"}}'
+
+
+def _unsealed(line: str, where: str) -> str:
+    """Return a line without its checksum, if it has one, after checking it."""
+    body, found, checksum = line.rpartition(_SEAL)  # never within a text of the line: JSON spells its quotes \"
+    if not found:
+        return line
+    line = body + "}"
+    made = f"{zlib.crc32(line.encode(errors='surrogatepass')):08x}"
+    if checksum != f'{made}"}}':
+        raise RecordError(
+            f"{where}: damaged, or edited by hand: it should have the checksum {checksum[:8]!r}, but has {made!r}; "
+            "delete the line (generate draws its sample again), or its crc32 if the edit is meant"
+        )
+    return line
 
 
 def decoded(line: bytes, where: str) -> str:

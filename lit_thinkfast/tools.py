@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_thinkfast.jobs import (
+    Backend,
     Dtype,
+    check_place,
     compare_runs,
     device_named,
     grade_to_file,
     load_on,
     measure_to_file,
+    merge_to_file,
     most_samples,
     must_exist,
     numbers,
     read_folder,
-    sample_to_file,
+    run_sampling,
+    sampling_job,
 )
 from lit_thinkfast.terminal import decode_table, progress_bar
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 Aggregation = Literal["last", "min", "product", "mean"]
 Judge = Literal["signs", "head", "likelihood"]
+Preset = Literal["paper", "smollm2", "paper-regime"]
 
 
 def generate(
@@ -41,18 +46,11 @@ def generate(
     split: Split = "test",
     level: int | None = None,
     limit: int | None = None,
-    name: str | None = None,
-    num_samples: int = 64,
-    temperature: float = 0.8,
-    top_p: float = 1.0,
-    max_new_tokens: int = 1024,
-    batch_size: int = 64,
-    system: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: Dtype = "float32",
+    **sampling: Any,
 ) -> None:
     """Sample completions of problems under a clock, into a journal that a later call goes on with.
+
+    Started by torchrun or srun, each process samples a share on a GPU of its own, and the last one merges them.
 
     Args:
         model: Folder or hub id of a student or of a Transformer.
@@ -62,30 +60,22 @@ def generate(
         split: Of the named evaluation set.
         level: Difficulty, of arithmetic and math500.
         limit: At most this many problems.
-        name: Of the model in tables and figures; its folder's name if not given.
-        num_samples: Completions a problem.
-        temperature: 0 takes the likeliest token.
-        top_p: Share of probability that is kept when sampling.
-        max_new_tokens: Budget of a completion.
-        batch_size: Rows decoded together.
-        system: System prompt, or the name of one: boxed, search-and-learn.
-        seed: Of the run; a sample depends on seed, problem and its index only.
-        device: auto, cpu, cuda or cuda:1.
-        dtype: Of the weights.
+        sampling: See :func:`lit_thinkfast.jobs.sampling_job`.
     """
-    from lit_thinkfast.generation import SamplingConfig
-
-    sampling = SamplingConfig(
-        num_samples=num_samples,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        system=system,
-        seed=seed,
-    )
+    job = sampling_job(**sampling)
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit)
-    sample_to_file(model, chosen, out, sampling=sampling, name=name, device=device, dtype=dtype)
+    run_sampling(model, chosen, out, job=job)
+
+
+def merge(*, out: str) -> None:
+    """Merge what the processes of a run that did not finish have sampled, so that it can be graded as it is.
+
+    Processes that finish do this by themselves, and so does the next call of generate.
+
+    Args:
+        out: JSON-lines file of completions that was given to generate.
+    """
+    merge_to_file(out)
 
 
 def verify(
@@ -142,16 +132,7 @@ def evaluate(
     reward_model: str | None = None,
     judge: Judge | None = None,
     aggregation: Aggregation | None = None,
-    name: str | None = None,
-    num_samples: int = 64,
-    temperature: float = 0.8,
-    top_p: float = 1.0,
-    max_new_tokens: int = 1024,
-    batch_size: int = 64,
-    system: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: Dtype = "float32",
+    **sampling: Any,
 ) -> None:
     """Generate, verify and measure in one; or measure completions, and verdicts, that are there already.
 
@@ -171,17 +152,9 @@ def evaluate(
             likelihood of the text so far. By default what its config says, else signs.
         aggregation: From the scores of the steps, given by signs or a head, to that of the completion; the last by
             default.
-        name: Of the model in tables and figures; its folder's name if not given.
-        num_samples: Completions a problem.
-        temperature: 0 takes the likeliest token.
-        top_p: Share of probability that is kept when sampling.
-        max_new_tokens: Budget of a completion.
-        batch_size: Rows decoded together.
-        system: System prompt, or the name of one: boxed, search-and-learn.
-        seed: Of the run; a sample depends on seed, problem and its index only.
-        device: auto, cpu, cuda or cuda:1.
-        dtype: Of the weights.
+        sampling: See :func:`lit_thinkfast.jobs.sampling_job`.
     """
+    job = sampling_job(**sampling)
     if (model is None) == (completions is None):
         raise ValueError("evaluate needs a model to sample from, or completions to measure; give one of them")
     if verdicts is None and problems is None:
@@ -190,9 +163,8 @@ def evaluate(
         raise ValueError("verdicts belong to completions; give both files")
     if verdicts is not None and reward_model is not None:
         raise ValueError("the verdicts are there already; a reward model cannot add to them: drop one of the two")
-    if completions is not None and name is not None:
+    if completions is not None and job.name is not None:
         raise ValueError("the name of a model that is not sampled stands in its completions; drop --name")
-    from lit_thinkfast.generation import SamplingConfig
     from lit_thinkfast.records import write_jsonl
 
     wanted = None if ks is None else numbers(ks, option="ks")
@@ -201,26 +173,22 @@ def evaluate(
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit) if problems else []
     folder = Path(out)
     # What can be wrong is found before anything is written or a long computation starts.
+    device = job.device if reward_model is None else job.placed()
     scorer = _reward_model(reward_model, judge=judge, aggregation=aggregation, batch_size=32, device=device)
     if model is not None:
-        sampling = SamplingConfig(
-            num_samples=num_samples,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            system=system,
-            seed=seed,
-        )
+        num_samples = job.config.num_samples
         if wanted and max(wanted) > num_samples:
             largest = max(wanted)
             raise ValueError(
                 f"k {largest} is larger than num_samples {num_samples}; use --num_samples {largest} or more"
             )
         completions = str(folder / "completions.jsonl")
-        sample_to_file(model, chosen, completions, sampling=sampling, name=name, device=device, dtype=dtype)
+        if not run_sampling(model, chosen, completions, job=job):
+            return
     else:
         assert completions is not None
+        if job.quiet:  # of several processes, one is enough
+            return
         most = most_samples(completions)
         if wanted and max(wanted) > most:
             raise ValueError(
@@ -234,39 +202,75 @@ def evaluate(
     measure_to_file(completions, verdicts, folder / "metrics.json", ks=wanted)
 
 
-def benchmark(
+def decode(
     *,
-    models: dict[str, str],
     out: str,
+    models: dict[str, str] | None = None,
+    preset: Preset | None = None,
     prompt_tokens: int = 512,
-    generate_tokens: int = 256,
-    batch_sizes: list[int] | str = "1,8,32",
-    rounds: int = 3,
+    generate_tokens: int = 512,
+    batch_sizes: list[int] | str = "1,2,4,8,16,32,64,128,256,512",
+    memory_budget_gib: float | None = None,
+    rounds: int = 5,
     temperature: float = 0.8,
     seed: int = 0,
+    backend: Backend = "auto",
+    prefill_chunk: int = 512,
+    threads: int | None = None,
     device: str = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype | None = None,
 ) -> None:
-    """Measure decode speed and memory of models against batch size, in turns, medians of rounds.
+    """Measure decode seconds and memory of models against batch size, in turns, medians of rounds, beside the roofline.
+
+    Figure 2 of the paper: a prompt and an output of fixed lengths, prefill not counted. The machine is calibrated
+    before and after; what its rates allow stands beside every time.
 
     Args:
-        models: Name and folder of each model: --models.teacher DIR --models.student DIR.
-        out: JSON file with the points, the machine and its calibration.
-        prompt_tokens: Length of the prompts.
+        out: JSON file with the points, the machine and its calibration; figures are written beside it.
+        models: Name and folder of each model, the baseline first: --models.teacher DIR --models.student DIR.
+        preset: Shapes with random weights instead of folders. paper: Llama-3.2-1B and 3B, their hybrids and Llamba, for
+            a card of 80 GB. smollm2: SmolLM2-135M. paper-regime: a small model whose balance on a CPU is that of the
+            paper's on its card.
+        prompt_tokens: Length of the prompt.
         generate_tokens: Tokens generated for each sequence.
         batch_sizes: Sequences decoded together, like 1,8,32.
+        memory_budget_gib: For weights and caches; a batch that does not fit is decoded in the fewest equal parts that
+            do. No limit if not given, on a GPU what is free.
         rounds: Repetitions.
         temperature: Of the sampling, which is part of the time.
         seed: Of prompts and sampling.
+        backend: How a step is run; auto is the fastest for device and model.
+        prefill_chunk: Tokens of the prompt encoded at a time.
+        threads: Of the CPU; what torch takes if not given.
         device: auto, cpu, cuda or cuda:1.
-        dtype: Of the weights.
+        dtype: Of the weights; float32, of the preset paper bfloat16.
     """
     import rich
 
-    from lit_thinkfast.generation.benchmark import benchmark_to_file
-
     sizes = numbers(batch_sizes, option="batch_sizes")
-    loaded = {name: load_on(path, device=device, dtype=dtype) for name, path in models.items()}
+    if (models is None) == (preset is None):
+        raise ValueError("benchmark decode needs models, like --models.teacher DIR, or a --preset; give one of them")
+    if memory_budget_gib is not None and not 0 < memory_budget_gib < float("inf"):
+        raise ValueError(f"memory_budget_gib {memory_budget_gib} is not a positive number of GiB; give one, like 1.5")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads {threads} is below 1; use at least 1")
+    check_place(out)
+    placed = device_named(device)
+    import torch
+
+    from lit_thinkfast.analysis import save_decode_figures
+    from lit_thinkfast.generation.benchmark import benchmark_to_file
+    from lit_thinkfast.generation.shapes import preset_baselines, preset_configs, random_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    kind = dtype or ("bfloat16" if preset == "paper" else "float32")
+    if preset is not None:
+        shapes = preset_configs(preset)
+        loaded = {n: random_model(shape, device=placed, dtype=getattr(torch, kind)) for n, shape in shapes.items()}
+    else:
+        assert models is not None
+        loaded = {name: load_on(path, device=placed, dtype=kind) for name, path in models.items()}
     with progress_bar("decoding") as update:
         points = benchmark_to_file(
             loaded,
@@ -277,10 +281,19 @@ def benchmark(
             rounds=rounds,
             temperature=temperature,
             seed=seed,
+            memory_budget_bytes=None if memory_budget_gib is None else int(memory_budget_gib * 2**30),
+            prefill_chunk=prefill_chunk,
+            backend=backend,
+            baselines=None if preset is None else preset_baselines(preset),
             on_run=lambda done, total, name: update(done, total, name),
         )
+    figures = save_decode_figures(points, out)
     rich.print(decode_table(points))
-    print(f"written to {out}")
+    print(f"written to {out}, figures to {', '.join(path.name for path in figures if path.suffix == '.svg')} and .png")
+
+
+BENCHMARKS = {"decode": decode}
+"""What the verb benchmark can measure."""
 
 
 def report(

@@ -75,3 +75,49 @@ def test_distill_measures_memory_in_a_process_of_its_own(distill):
     # two log-softmaxes and what comes of them, 8 MiB each, against chunks of 48 rows
     assert 16 < textbook < 80
     assert ours < 0.5 * textbook
+
+
+@pytest.fixture
+def decode(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("bench_decode", ROOT / "benchmarks" / "decode.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shapes(decode, **changes):
+    from lit_thinkfast.models import HybridConfig
+
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True, "max_position_embeddings": 256,
+    }  # fmt: skip
+    return HybridConfig(**sizes | changes)
+
+
+def test_decode_compares_equal_tokens(decode):
+    hybrid = shapes(decode, layer_mixers=["mamba2", "attention"])
+    gates = decode.bench_gates({"hybrid": hybrid}, 6)["hybrid"]
+    assert gates.pop("of") == 15
+    assert set(gates.values()) == {15}
+    stock = decode.bench_hybrid(hybrid, [3], 1, 9, 4) + decode.bench_llama(shapes(decode), [3], 1, 9, 4)
+    for found in stock:
+        assert set(found["rows_with_equal_tokens"].values()) == {1.0}
+        assert min(found["ratio"].values()) > 0
+    served = decode.bench_serving(hybrid, problems=3, samples=4, prompt=9, new=30, ends=4, rounds=1)
+    assert served["equal_completions"] == served["of"] == 12
+    assert served["lengths"]["max"] > served["lengths"]["median"]
+    (point,) = decode.bench_regime({"hybrid": hybrid}, [2], 1, 9, 4)
+    assert 0 < point["predicted_seconds"] < point["seconds"]
+
+
+def test_decode_plans_memory_and_counts_overhead(decode):
+    two = {"transformer": shapes(decode), "pure": shapes(decode, layer_mixers=["mamba2"] * 2)}
+    memory = decode.bench_memory(two, gib=0.1, prompt=100, new=100, run=False)
+    assert memory["transformer"]["over_teacher"] == 1
+    assert memory["pure"]["over_teacher"] > 1
+    overhead = decode.bench_overhead({"pure": two["pure"]}, problems=2, prompt=5, new=6)["pure"]
+    assert overhead["samples"] == 128
+    assert 0 < overhead["share"] < 1
+    assert overhead["wall_seconds"] > overhead["model_seconds"]

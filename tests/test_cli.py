@@ -232,12 +232,17 @@ def test_generate_then_verify_gives_what_evaluate_gives(cli, tiny_teacher, evalu
 def test_benchmark_and_report(cli, tiny_teacher, evaluation, tmp_path):
     speed, page = tmp_path / "speed.json", tmp_path / "report.html"
     code, said, _ = cli(
-        *("benchmark", "--models.teacher", tiny_teacher, "--out", speed, "--prompt-tokens", 4),
-        *("--generate-tokens", 3, "--batch-sizes", "1,2", "--rounds", 1),
+        *("benchmark", "decode", "--models.teacher", tiny_teacher, "--out", speed, "--prompt-tokens", 4),
+        *("--generate-tokens", 3, "--batch-sizes", "1,2", "--rounds", 1, "--memory-budget-gib", 0.5),
     )
     assert code == 0
     assert "tokens/s" in said
-    assert [point["batch_size"] for point in json.loads(speed.read_text())["points"]] == [1, 2]
+    document = json.loads(speed.read_text())
+    assert [point["batch_size"] for point in document["points"]] == [1, 2]
+    assert document["settings"]["memory_budget_bytes"] == 2**29
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "speed.json", "speed.memory.png", "speed.memory.svg", "speed.seconds.png", "speed.seconds.svg",
+    ]  # fmt: skip
     code, _, err = cli("report", "--runs.teacher", evaluation, "--out", page, "--benchmark", speed)
     assert code == 0, err
     assert page.read_text().startswith("<!")
@@ -273,6 +278,16 @@ def test_convert_refuses(cli, tiny_teacher, tmp_path, options, words):
         (["--problems", "gsm9k"], ["gsm9k", "gsm8k"]),
         (["--problems", "none.jsonl"], ["none.jsonl"]),
         (["--dtype", "int8"], ["int8"]),
+        (["--top-k", "-1"], ["top_k -1"]),
+        (["--min-p", "1"], ["min_p 1.0"]),
+        (["--backend", "fast"], ["backend", "fast", "cuda_graphs"]),
+        (["--memory-budget-gib", "0"], ["memory_budget_gib 0"]),
+        (["--time-budget", "5d"], ["'5d' is not a duration", "60s"]),
+        (["--time-budget", "0"], ["is not a duration above 0"]),
+        (["--engine", "vllm"], ["engine vllm", "--url"]),
+        (["--url", "http://localhost:8000"], ["engine local", "--engine vllm"]),
+        (["--rank", "8/8"], ["rank 8 of 8"]),
+        (["--rank", "third"], ["rank 'third'", "3/8"]),
     ],
 )
 def test_generate_refuses(cli, tiny_teacher, tmp_path, options, words):
@@ -283,6 +298,142 @@ def test_generate_refuses(cli, tiny_teacher, tmp_path, options, words):
     command = ("generate", "--model", tiny_teacher, "--out", tmp_path / "texts.jsonl", *SAMPLING)
     refused(cli(*command, "--problems", "arithmetic", *options), *words)
     assert not (tmp_path / "texts.jsonl").exists()
+
+
+def test_places_that_cannot_be_written_are_refused_before_a_model_is_loaded(cli, tiny_teacher, tmp_path):
+    command = ("generate", "--model", tmp_path / "none", "--problems", "arithmetic", *SAMPLING, "--out")
+    refused(cli(*command, tmp_path), "is a folder")
+    refused(cli(*command, tiny_teacher / "config.json" / "texts.jsonl"), "cannot be written", "config.json")
+
+
+def test_a_memory_budget_that_is_too_small_is_refused(cli, tiny_teacher, tmp_path):
+    command = ("generate", "--model", tiny_teacher, "--problems", "arithmetic", "--out", tmp_path / "out", *SAMPLING)
+    refused(cli(*command, "--memory-budget-gib", "1e-6"), "GiB", "raise the budget")
+    assert json.loads((tmp_path / "out.meta.json").read_text())["sessions"] == [], "nothing was begun"
+
+
+def test_sampling_options_are_those_of_evaluate_too(cli):
+    """Both take them from one function, so a change reaches both."""
+    import inspect
+
+    from lit_thinkfast.jobs import sampling_job
+
+    names = [name.replace("_", "-") for name in inspect.signature(sampling_job).parameters]
+    assert {"top-k", "min-p", "stop", "memory-budget-gib", "prefill-chunk", "backend", "time-budget", "rank"} < {*names}
+    helps = [cli(verb, "--help")[1] for verb in ("generate", "evaluate")]
+    for name in names:
+        for said in helps:
+            assert f"--{name.replace('-', '_')} " in said
+    assert all("Changes no text" in " ".join(said.split()) for said in helps)
+
+
+def test_options_become_settings():
+    from lit_thinkfast.jobs import sampling_job
+
+    assert sampling_job().config.num_samples == 64
+    assert sampling_job(temperature=0).config.num_samples == 1
+    assert sampling_job(time_budget="2m").config.num_samples == 10_000
+    assert sampling_job(time_budget="2m", num_samples=8).config.num_samples == 8
+    assert sampling_job(time_budget="2m").time_budget == 120.0
+    assert sampling_job(stop="Q:").config.stop == ("Q:",)
+    assert sampling_job(stop=["Q:", "\n\n"]).config.stop == ("Q:", "\n\n")
+    with pytest.raises(TypeError, match="temprature"):
+        sampling_job(temprature=1)
+
+
+def test_devices_of_several_processes(monkeypatch):
+    import torch
+
+    from lit_thinkfast.jobs import sampling_job
+
+    def device(rank, **options):
+        return sampling_job(rank=rank, **options).placed()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [device("0/1"), device("3/4")] == ["cpu", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [device("0/1"), device("0/4"), device("3/4")] == ["cuda", "cuda", "cuda:3"]
+    assert device("3/8", device="cpu") == "cpu"
+    with pytest.raises(ValueError, match="process 4 here has none of the 4 GPUs"):
+        device("4/8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device("3/4") == "cuda", "its launcher shows it one"
+
+
+def test_generate_for_a_time(cli, tiny_teacher, tmp_path):
+    out = tmp_path / "texts.jsonl"
+    command = ("generate", "--model", tiny_teacher, "--problems", "arithmetic", "--limit", 2, "--max-new-tokens", 6)
+    code, said, err = cli(*command, "--time-budget", "0.3s", "--out", out)
+    assert code == 0, err
+    found = list(read_jsonl(Completion, out))
+    assert found
+    assert max(c.finished_seconds for c in found) <= 0.3
+    counts = [sum(c.problem_id == p for c in found) for p in {c.problem_id for c in found}]
+    assert "s of 0.3, " in said
+    assert f"{min(counts)} to {max(counts)} samples a problem" in said
+    meta = json.loads(out.with_name("texts.jsonl.meta.json").read_text())
+    assert meta["time_budget_seconds"] == 0.3
+    assert meta["engine_seconds"] >= 0.3
+
+
+def test_several_processes_evaluate_what_one_does(cli, tiny_teacher, evaluation, tmp_path):
+    """One after the other here: the last one grades."""
+    command = ("evaluate", "--model", tiny_teacher, "--problems", evaluation / "problems.jsonl", "--num-samples", 4)
+    command += ("--max-new-tokens", 6, "--name", "teacher", "--out", tmp_path)
+    code, said, err = cli(*command, "--rank", "1/2")
+    assert code == 0, err
+    assert "rank 1 of 2 is done" in said
+    assert not (tmp_path / "verdicts.jsonl").exists()
+    assert cli(*command, "--rank", "0/2")[0] == 0
+    for name, kind in {"completions.jsonl": Completion, "verdicts.jsonl": Verdict}.items():
+        one, two = (
+            {
+                (r.problem_id, r.sample): r.text if kind is Completion else r.outcome
+                for r in read_jsonl(kind, path / name)
+            }
+            for path in (evaluation, tmp_path)
+        )
+        assert one == two
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {name for name in before if "rank" in name} == set()
+    files = ("--completions", tmp_path / "completions.jsonl", "--verdicts", tmp_path / "verdicts.jsonl")
+    assert cli("evaluate", *files, "--out", tmp_path, "--rank", "1/2") == (0, "", ""), "one process is enough"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_parts_of_a_job_that_did_not_finish_are_merged_by_hand(cli, tiny_teacher, tmp_path):
+    out = tmp_path / "texts.jsonl"
+    refused(cli("merge", "--out", out), "no parts of", "texts.rank-00000-of-00008.jsonl")
+    command = ("generate", "--model", tiny_teacher, "--problems", "arithmetic", "--limit", 3, *SAMPLING, "--out", out)
+    assert cli(*command, "--rank", "0/2")[0] == 0
+    assert out.read_text() == ""
+    code, said, _ = cli("merge", "--out", out)
+    assert code == 0
+    # two problems, one of them shared sample by sample
+    assert f"{out}: 3 completions" in said
+    assert cli(*command)[0] == 0
+    assert len(list(read_jsonl(Completion, out))) == 6
+
+
+def test_generate_asks_a_server_of_vllm(cli, tiny_teacher, tmp_path, monkeypatch):
+    from lit_thinkfast.generation.vllm import VLLMSampler
+
+    from .generation.fake_sampler import FakeSampler
+
+    asked = []
+
+    def connect(url, folder, config, *, name=None):
+        asked.append((url, folder, config.num_samples, config.top_k, config.stop, name))
+        return FakeSampler(num_samples=config.num_samples)
+
+    monkeypatch.setattr(VLLMSampler, "connect", connect)
+    command = ("generate", "--model", tiny_teacher, "--problems", "arithmetic", "--limit", 2, *SAMPLING)
+    server = ("--engine", "vllm", "--url", "http://localhost:8000", "--top-k", 5, "--stop", '["Q:", "\\n"]')
+    code, said, err = cli(*command, *server, "--name", "served", "--out", tmp_path / "texts.jsonl")
+    assert code == 0, err
+    assert asked == [("http://localhost:8000", str(tiny_teacher), 2, 5, ("Q:", "\n"), "served")]
+    assert "4 completions" in said
 
 
 def test_files_that_are_wrong_are_named_with_their_line(cli, evaluation, tmp_path):
@@ -342,6 +493,42 @@ def test_three_steps_make_what_a_report_needs(cli, tiny_teacher, tmp_path):
     assert "a-b" in (tmp_path / "r.html").read_text()
 
 
+def test_benchmark_of_a_preset(cli, tmp_path, monkeypatch):
+    from lit_thinkfast.generation import shapes
+
+    monkeypatch.setitem(shapes._REGIME, "num_hidden_layers", 2)
+    file, out = tmp_path / "decode.yaml", tmp_path / "speed.json"
+    file.write_text(
+        "preset: paper-regime\nprompt_tokens: 3\ngenerate_tokens: 2\nrounds: 1\nthreads: 1\ndtype: bfloat16\n"
+    )
+    code, said, err = cli("benchmark", "decode", "--config", file, "--batch_sizes=[1]", "--out", out)
+    assert code == 0, err
+    assert "transformer" in said
+    document = json.loads(out.read_text())
+    assert {point["model"]: point["baseline"] for point in document["points"]} == dict.fromkeys(
+        ("transformer", "hybrid", "pure"), "transformer"
+    )
+    assert set(document["settings"]["dtype"].values()) == {"bfloat16"}
+
+
+def test_benchmark_says_what_it_measures(cli, tiny_teacher, tmp_path):
+    out = tmp_path / "out.json"
+    refused(cli("benchmark", "--models.teacher", tiny_teacher, "--out", out), "benchmark decode --models.teacher")
+    refused(cli("benchmark"), "needs what to measure", "benchmark decode --help")
+    refused(cli("benchmark", "speed"), "cannot measure 'speed'", "knows decode")
+    code, said, _ = cli("benchmark", "--help")
+    assert (code, "decode" in said) == (0, True)
+    decode = ("benchmark", "decode", "--out", out)
+    refused(cli(*decode), "--models.teacher DIR, or a --preset")
+    refused(cli(*decode, "--preset", "smollm2", "--models.teacher", tiny_teacher), "give one of them")
+    refused(cli(*decode, "--preset", "other"), "smollm2", "other")
+    refused(cli(*decode, "--preset", "smollm2", "--threads", 0), "threads 0", "at least 1")
+    refused(cli(*decode, "--preset", "smollm2", "--memory-budget-gib", -1), "memory_budget_gib -1")
+    refused(cli(*decode, "--models.a", tiny_teacher, "--memory-budget-gib", 1e-3), "a: one row", "memory budget")
+    refused(cli("benchmark", "decode", "--preset", "smollm2", "--out", tmp_path), "is a folder")
+    assert not out.exists()
+
+
 def test_a_device_that_is_not_here(cli, tiny_teacher, evaluation, tmp_path, monkeypatch):
     import torch
 
@@ -350,7 +537,7 @@ def test_a_device_that_is_not_here(cli, tiny_teacher, evaluation, tmp_path, monk
     for command in (
         ("evaluate", "--model", tiny_teacher, *files),
         ("verify", *files, "--completions", evaluation / "completions.jsonl", "--reward-model", tiny_teacher),
-        ("benchmark", "--models.teacher", tiny_teacher),
+        ("benchmark", "decode", "--models.teacher", tiny_teacher),
     ):
         refused(cli(*command, "--out", out, "--device", "cuda"), "cuda", "--device cpu")
         refused(cli(*command, "--out", out, "--device", "meta"), "meta", "use cpu or cuda")

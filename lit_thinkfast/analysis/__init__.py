@@ -6,9 +6,10 @@ made, so importing this room costs little.
 
 from lit_thinkfast.analysis.budget import Difference, Measured, budget_points, compare, measure, measured_points
 from lit_thinkfast.analysis.comparison import BestAt, Comparison, compare_models
+from lit_thinkfast.analysis.decode import figure_decode, save_decode_figures
 from lit_thinkfast.analysis.gain import Gain, selection_gains
 from lit_thinkfast.analysis.pareto import Stretch, pareto_front, seconds_to_reach, winners
-from lit_thinkfast.analysis.plots import figure_curves, figure_decode, figure_front, figure_winners
+from lit_thinkfast.analysis.plots import figure_curves, figure_front, figure_winners
 from lit_thinkfast.analysis.report import build_report
 from lit_thinkfast.analysis.runs import ModelRun
 from lit_thinkfast.analysis.table import table
@@ -32,6 +33,7 @@ __all__ = [
     "measure",
     "measured_points",
     "pareto_front",
+    "save_decode_figures",
     "seconds_to_reach",
     "selection_gains",
     "table",

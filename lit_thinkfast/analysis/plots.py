@@ -6,60 +6,25 @@ puts panels side by side. Time axes are logarithmic. Labels stand at the right e
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lit_thinkfast.analysis.axes import (
-    NARROW,
-    k_axis,
-    label_ends,
-    panel,
-    plain_ticks,
-    share_axis,
-    size_ticks,
-    ticks_125,
-    time_axis,
-)
+from lit_thinkfast.analysis.axes import k_axis, label_ends, panel, share_axis, time_axis
 from lit_thinkfast.analysis.pareto import Curve, Stretch, curves, pareto_front, winners
-from lit_thinkfast.analysis.style import INK, MUTED, PAPER, RC, ModelStyle, model_styles
-from lit_thinkfast.analysis.text import RULE_NAMES, count, duration, factor, memory, shorten
+from lit_thinkfast.analysis.style import INK, MUTED, PAPER, ModelStyle, model_styles, styled
+from lit_thinkfast.analysis.text import RULE_NAMES, duration, shorten
 from lit_thinkfast.records import BudgetPoint, Rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lit_thinkfast.generation.benchmark import DecodePoint
 
-P = ParamSpec("P")
-T = TypeVar("T")
-Quantity = Literal["seconds", "tokens_per_second", "memory"]
-QUANTITIES: dict[Quantity, tuple[str, str]] = {
-    "seconds": ("Time for one batch", "lower is better"),
-    "tokens_per_second": ("Throughput, tokens per second", "higher is better"),
-    "memory": ("Memory: weights and cache", "lower is better"),
-}
-
-
-def _styled(function: Callable[P, T]) -> Callable[P, T]:
-    """Run ``function`` under our matplotlib settings, then restore the caller's."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        import matplotlib
-
-        with matplotlib.rc_context(RC):
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
-@_styled
+@styled
 def figure_curves(
     points: Iterable[BudgetPoint],
     rule: Rule,
@@ -103,7 +68,7 @@ def figure_curves(
     return figure
 
 
-@_styled
+@styled
 def figure_front(
     points: Iterable[BudgetPoint], rule: Rule, *, styles: Mapping[str, ModelStyle] | None = None
 ) -> Figure:
@@ -136,7 +101,7 @@ def figure_front(
     return figure
 
 
-@_styled
+@styled
 def figure_winners(
     points: Iterable[BudgetPoint], rules: Sequence[Rule], *, styles: Mapping[str, ModelStyle] | None = None
 ) -> Figure:
@@ -159,76 +124,6 @@ def figure_winners(
     start, end = min(f[0].start for f in fronts.values()), max(f[-1].end for f in fronts.values())
     time_axis(axes, start, end, pad=1.0, most=10)
     return figure
-
-
-@_styled
-def figure_decode(
-    benchmark: Sequence[DecodePoint],
-    quantity: Quantity,
-    *,
-    styles: Mapping[str, ModelStyle] | None = None,
-    baseline: str | None = None,
-) -> Figure:
-    """Draw decode seconds, tokens a second or memory against batch size; all points should share their lengths.
-
-    Args:
-        benchmark: Points of one prompt and generation length.
-        quantity: What to draw. ``seconds`` has the range over rounds; ``memory`` is weights plus cache.
-        styles: Styles by model; default in order of appearance.
-        baseline: Model that the factors at the right are relative to (how many times faster or smaller at the largest
-            batch that both ran); default the first.
-    """
-    styles = styles or model_styles(p.model for p in benchmark)
-    models = list(dict.fromkeys(p.model for p in benchmark))
-    baseline = baseline if baseline in models else models[0]
-    figure, axes = panel(NARROW)
-    values = {m: {p.batch_size: amount(p, quantity) for p in benchmark if p.model == m} for m in models}
-    ends = []
-    for model, own in values.items():
-        style, sizes = styles[model], sorted(own)
-        axes.plot(
-            sizes,
-            [own[b] for b in sizes],
-            color=style.colour,
-            marker=style.marker,
-            markersize=4,
-            linewidth=1.7,
-            linestyle=style.dash,
-        )
-        if quantity == "seconds":
-            own_points = sorted((p for p in benchmark if p.model == model), key=lambda p: p.batch_size)
-            fastest, slowest = [p.seconds_low for p in own_points], [p.seconds_high for p in own_points]
-            axes.fill_between(sizes, fastest, slowest, color=style.colour, alpha=0.15, linewidth=0)
-        label = model
-        if model != baseline and (shared := sorted(own.keys() & values[baseline].keys())):
-            gain = own[shared[-1]] / values[baseline][shared[-1]]
-            gain = gain if quantity == "tokens_per_second" else 1 / gain
-            label = f"{shorten(model, 24)}\n{factor(gain)} {_better(quantity, gain)}"
-        ends.append((label, own[sizes[-1]], style.colour))
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    size_ticks(axes, sorted({p.batch_size for p in benchmark}))
-    axes.set_xlabel("batch size")
-    numbers = [v for own in values.values() for v in own.values()]
-    show = {"seconds": duration, "tokens_per_second": count, "memory": memory}[quantity]
-    low, high = min(numbers), max(numbers)
-    axes.set_ylim(low / 1.25, high * 1.25)
-    plain_ticks(axes.yaxis, ticks_125(low / 1.2, high * 1.2, most=7), show)
-    label_ends(axes, ends)
-    return figure
-
-
-def amount(point: DecodePoint, quantity: Quantity) -> float:
-    """Return one quantity of a decode measurement, in seconds, tokens a second or bytes."""
-    if quantity == "memory":
-        return float(point.memory_bytes)
-    return point.seconds if quantity == "seconds" else point.tokens_per_second
-
-
-def _better(quantity: Quantity, gain: float) -> str:
-    if quantity == "memory":
-        return "smaller" if gain >= 1 else "of its size"
-    return "faster" if gain >= 1 else "its speed"
 
 
 def _envelope(axes: Axes, stretch: Stretch, curve: Curve, style: ModelStyle) -> None:

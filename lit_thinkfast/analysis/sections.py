@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from lit_thinkfast.analysis.budget import SCORED
 from lit_thinkfast.analysis.comparison import BestAt, Comparison
+from lit_thinkfast.analysis.decode import QUANTITIES, decode_cells, decode_remarks, figure_decode
 from lit_thinkfast.analysis.gain import selection_gains
 from lit_thinkfast.analysis.page import chip, data_table, details, figure, section
-from lit_thinkfast.analysis.plots import QUANTITIES, figure_curves, figure_decode, figure_front, figure_winners
+from lit_thinkfast.analysis.plots import figure_curves, figure_front, figure_winners
 from lit_thinkfast.analysis.runs import ModelRun, find
 from lit_thinkfast.analysis.style import ModelStyle
 from lit_thinkfast.analysis.svg import inline_svg
@@ -30,7 +31,7 @@ from lit_thinkfast.analysis.text import (
 from lit_thinkfast.records import Rule
 
 if TYPE_CHECKING:
-    from lit_thinkfast.generation.benchmark import DecodePoint
+    from lit_thinkfast.generation.points import DecodePoint
 
 RULE_MEANINGS = {
     "coverage": "at least one of the k samples is right (pass@k)",
@@ -179,14 +180,27 @@ def decode_section(c: Comparison, benchmark: Sequence[DecodePoint], styles: Mapp
             panels.append(figure(told, better, svg))
         heading = f"Prompt of {lengths[0]} tokens, {lengths[1]} generated"
         parts.append(f'<h3 class="rule">{heading}</h3><div class="grid">{"".join(panels)}</div>')
+        cells = [decode_cells(p) for p in own]
+        rows = [
+            [f'<th scope="row">{chip(p.model, styles)}</th>', *(f"<td>{escape(cell)}</td>" for cell in row.values())]
+            for p, row in zip(own, cells, strict=True)
+        ]
+        parts.append(details("Every batch size", data_table(["model", *cells[0]], rows)))
     if not parts:
         return ""
     rounds = sorted({p.rounds for p in benchmark})
+    known = any(p.predicted_seconds is not None for p in benchmark)
+    roofline = (
+        " Dashed: the roofline, the least time that this machine allows for the bytes and operations of a model, with "
+        "the rates that were measured in the same run; reached is its share of the time taken."
+    )
+    remarks = [f'<p class="caution"><b>Mind:</b> {escape(text)}</p>' for text in decode_remarks(benchmark)]
     return section(
         "Decode speed and memory",
         f"The engine alone: a fixed prompt, a fixed number of tokens, prefill not counted, medians of "
         f"{' or '.join(map(str, rounds))} rounds in which the models take turns (bands: all rounds). Factors compare "
-        f"with {chip(c.baseline, styles)} at the largest batch.",
+        f"with {chip(c.baseline, styles)} at the largest batch.{roofline if known else ''}",
+        *([f'<div class="remarks">{"".join(remarks)}</div>'] if remarks else []),
         *parts,
     )
 

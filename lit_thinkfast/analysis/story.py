@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lit_thinkfast.analysis.comparison import Comparison
+from lit_thinkfast.analysis.decode import disturbance, gain, predicted_gain
 from lit_thinkfast.analysis.pareto import Stretch, seconds_to_reach
-from lit_thinkfast.analysis.plots import amount
 from lit_thinkfast.analysis.text import RULE_NAMES, RULES_IN_TEXT, duration, factor, join, percent, shorten
 from lit_thinkfast.records import Rule
 
 if TYPE_CHECKING:
-    from lit_thinkfast.generation.benchmark import DecodePoint
+    from lit_thinkfast.generation.points import DecodePoint
 
 
 @dataclass(frozen=True)
@@ -277,32 +277,35 @@ def _pairs(
 def _decode(c: Comparison, students: list[str], benchmark: Sequence[DecodePoint]) -> str:
     parts = []
     for name, (own, base) in _pairs(c, students, benchmark).items():
-        size = amount(own, "memory") / amount(base, "memory")
+        allowed = predicted_gain(own, base)
         parts.append(
             f"decoding {own.generate_tokens} tokens at batch {own.batch_size}, {mark(name)} has "
-            f"{factor(base.seconds / own.seconds)} the speed and {_share(size)} of the memory of {mark(c.baseline)}"
+            f"{factor(gain(own, base, 'seconds'))} the speed and {_share(1 / gain(own, base, 'memory'))} of the memory "
+            f"of {mark(c.baseline)}" + ("" if allowed is None else f" (the roofline gives {factor(allowed)} the speed)")
         )
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+    if not text:
+        return ""
+    note = disturbance(benchmark)
+    return f"{text[0].upper()}{text[1:]}." + (f" {note[0].upper()}{note[1:]} in that run." if note else "")
 
 
 def _decode_tiles(c: Comparison, students: list[str], benchmark: Sequence[DecodePoint]) -> list[Tile]:
     pairs = _pairs(c, students, benchmark)
     if not pairs:
         return []
-    fast = max(pairs, key=lambda name: pairs[name][1].seconds / pairs[name][0].seconds)
-    small = min(pairs, key=lambda name: amount(pairs[name][0], "memory") / amount(pairs[name][1], "memory"))
-    (own, base), (light, heavy) = pairs[fast], pairs[small]
-    share = amount(light, "memory") / amount(heavy, "memory")
+    fast = max(pairs, key=lambda name: gain(*pairs[name], "seconds"))
+    small = max(pairs, key=lambda name: gain(*pairs[name], "memory"))
+    caution = " (disturbed)" if disturbance(pairs[fast]) else ""
     return [
         Tile(
-            factor(base.seconds / own.seconds),
-            f"the decode speed of {mark(c.baseline)} at batch {own.batch_size}",
+            factor(gain(*pairs[fast], "seconds")),
+            f"the decode speed of {mark(c.baseline)} at batch {pairs[fast][0].batch_size}{caution}",
             fast,
         ),
         Tile(
-            _share(share),
-            f"of the memory of {mark(c.baseline)} at batch {light.batch_size}",
+            _share(1 / gain(*pairs[small], "memory")),
+            f"of the memory of {mark(c.baseline)} at batch {pairs[small][0].batch_size}",
             small,
         ),
     ]

@@ -6,9 +6,13 @@ second value for dark pages; :mod:`lit_thinkfast.analysis.svg` replaces the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # (light, dark). The first model is usually the Transformer that the others are measured against.
 MODEL_COLOURS = (
@@ -81,3 +85,16 @@ def model_styles(models: Iterable[str]) -> Mapping[str, ModelStyle]:
         cycle, index = divmod(number, len(MODEL_COLOURS))
         styles[model] = ModelStyle(index, MODEL_COLOURS[index][0], MARKERS[index], DASHES[cycle % len(DASHES)])
     return styles
+
+
+def styled(function: Callable[P, T]) -> Callable[P, T]:
+    """Run ``function`` under our matplotlib settings, then restore the caller's."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        import matplotlib
+
+        with matplotlib.rc_context(RC):
+            return function(*args, **kwargs)
+
+    return wrapper

@@ -13,8 +13,9 @@ from collections import UserDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from lit_thinkfast.appending import AppendFile
 from lit_thinkfast.records import RecordError, decoded, parse_object
 
 FORMAT = "lit-thinkfast layer measurements 1"
@@ -39,13 +40,11 @@ class MeasurementFile(UserDict[LayerSet, float]):
         super().__init__()
         self.path = Path(path)
         self._header = {"format": FORMAT, **identity}
-        self._file: IO[bytes] | None = None
+        self._file: AppendFile | None = None
 
     def __enter__(self) -> MeasurementFile:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab+", buffering=0)
+        self._file = AppendFile(self.path)
         try:
-            _lock(self._file, self.path)
             self._read()
         except BaseException:
             self._file.close()
@@ -64,12 +63,11 @@ class MeasurementFile(UserDict[LayerSet, float]):
 
     def _append(self, values: Mapping[str, Any]) -> None:
         assert self._file is not None, "the file is not open"
-        self._file.write(_line(values))
-        os.fsync(self._file.fileno())
+        self._file.append(_line(values))
+        self._file.sync()
 
     def _read(self) -> None:
         assert self._file is not None
-        self._file.seek(0)
         content = self._file.read()
         whole, newline, torn = content.rpartition(b"\n")
         lines = whole.split(b"\n") if newline else []
@@ -113,14 +111,3 @@ def _measurement(line: bytes, where: str) -> tuple[LayerSet, float]:
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers) or type(value) is not float:
         raise RecordError(f"{where}: not a measurement; delete the line to measure again")
     return tuple(layers), value
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no lock to take
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{path} is being written by another process; wait for it or choose another file") from None

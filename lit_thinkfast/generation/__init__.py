@@ -14,22 +14,28 @@ if TYPE_CHECKING:
     from lit_thinkfast.generation.progress import Progress
     from lit_thinkfast.generation.run import generate_to_file
     from lit_thinkfast.generation.sampler import Sampler
+    from lit_thinkfast.generation.sampling import BaseSampler
+    from lit_thinkfast.generation.vllm import VLLMSampler
 
 _HOMES = {
+    "BaseSampler": "sampling",
     "DecodePoint": "benchmark",
     "Progress": "progress",
     "Sampler": "sampler",
     "SamplingConfig": "config",
+    "VLLMSampler": "vllm",
     "benchmark_decode": "benchmark",
     "benchmark_to_file": "benchmark",
     "generate_to_file": "run",
 }
 
 __all__ = [
+    "BaseSampler",
     "DecodePoint",
     "Progress",
     "Sampler",
     "SamplingConfig",
+    "VLLMSampler",
     "benchmark_decode",
     "benchmark_to_file",
     "generate_to_file",

@@ -1,7 +1,8 @@
 """What this machine can do right now, measured beside every timed run.
 
-A time is only comparable with another if the machine was the same and as busy. A short matrix product and a short copy,
-before and after, make that visible: see :func:`calibrate` and :func:`drift`.
+A time is only comparable with another if the machine was the same and as busy. Short matrix products and a short copy,
+before and after, make that visible: see :func:`calibrate`, :func:`drift` and :func:`disturbance`. The same rates are
+the limits of the roofline (:mod:`lit_thinkfast.generation.roofline`): a run is held against what its own machine did.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -16,54 +19,126 @@ import torch
 
 from lit_thinkfast.generation.clock import Stopwatch
 
-_COPY_MIB = 64
-_GEMM = 512
-_REPEATS = 5
+DRIFT_LIMIT = 0.15
+"""Two calibrations that differ by more than this share say that the machine was disturbed in between."""
+
+_SKINNY = (1, 16)
+# Fewer rounds make a poor median; more than a third of a second is felt by whoever waits for a short run.
+_LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 9, 0.3
 PACKAGES = ("lit-thinkfast", "torch", "transformers", "tokenizers")
 
 
-def calibrate(device: torch.device | str = "cpu") -> dict[str, float]:
-    """Measure the device for about a tenth of a second on a CPU.
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What is multiplied and copied.
+
+    Attributes:
+        peak: Side of the square matrices.
+        weight: Outputs and inputs of the weight that few rows are multiplied with. The copy before its turn has driven
+            it out of the caches.
+        copy_mib: MiB copied.
+    """
+
+    peak: int
+    weight: tuple[int, int]
+    copy_mib: int
+
+
+_ON_CPU = _Sizes(512, (4096, 2048), 64)
+# An accelerator is done with those sooner than it is told to begin; these take it a tenth of a millisecond or more.
+_ON_ACCELERATOR = _Sizes(4096, (16384, 8192), 256)
+
+
+def calibrate(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """Measure the device for about 0.3 s.
+
+    Args:
+        device: Which.
+        dtype: Of the numbers; a run gives that of its model.
 
     Returns:
-        ``gemm_gflops``: float32 product of two 512 x 512 matrices, in 1e9 operations a second.
-        ``copy_gb_per_second``: copy of 64 MiB, bytes read plus bytes written, in 1e9 a second.
-        ``load_average``: of the last minute, where the system tells.
-        The first two are medians of five.
+        ``gemm_gflops``: product of two square matrices (512 x 512 on a CPU), in 1e9 operations a second: the peak.
+        ``gemm_m1_gflops``, ``gemm_m16_gflops``: product of a weight (4096 x 2048 on a CPU) with 1 and 16 rows.
+        ``copy_gb_per_second``: copy (of 64 MiB on a CPU), bytes read plus bytes written, in 1e9 a second.
+        ``load_average``: of the last minute, before anything was measured, where the system tells.
+        Rates are medians of three to nine rounds in which all of them take turns.
     """
-    matrix = torch.ones(_GEMM, _GEMM, device=device)
-    product = torch.empty_like(matrix)
-    source = torch.ones(_COPY_MIB * 2**18, device=device)
-    target = torch.zeros_like(source)
-    watch = Stopwatch(device)
-    gemm, copy = [], []
-    for round_ in range(_REPEATS + 1):
-        watch.skip()
-        torch.mm(matrix, matrix, out=product)
-        first = watch.lap()
-        target.copy_(source)
-        second = watch.lap()
-        if round_:  # the first is the warm-up
-            gemm.append(first)
-            copy.append(second)
-    found = {
-        "gemm_gflops": round(2 * _GEMM**3 / statistics.median(gemm) / 1e9, 2),
-        "copy_gb_per_second": round(2 * source.numel() * 4 / statistics.median(copy) / 1e9, 2),
-    }
-    if hasattr(os, "getloadavg"):
-        found["load_average"] = round(os.getloadavg()[0], 2)
+    device = torch.device(device)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this adds to it
+    found = _rates(device, dtype)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # gigabytes that whoever asks wants for a model
+    if load is not None:
+        found["load_average"] = round(load, 2)
     return found
 
 
-def drift(before: dict[str, float], after: dict[str, float]) -> float:
-    """Return the largest relative difference of the two speeds between two calibrations.
+def _rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    work = _work(device, dtype)
+    watch = Stopwatch(device)
+    laps: dict[str, list[float]] = {name: [] for name in work}
+    for round_ in range(_MOST_ROUNDS + 1):
+        for name, (_, run) in work.items():
+            watch.skip()
+            run()
+            lap = watch.lap()
+            if round_:  # the first is the warm-up
+                laps[name].append(lap)
+        if round_ >= _LEAST_ROUNDS and watch.elapsed > _SECONDS:
+            break
+    return {name: round(amount / statistics.median(laps[name]) / 1e9, 2) for name, (amount, _) in work.items()}
+
+
+def _work(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[float, Callable[[], Any]]]:
+    """Return what is timed, by the name of its rate: operations or bytes, and the function."""
+    sizes = _ON_CPU if device.type == "cpu" else _ON_ACCELERATOR
+    outputs, inputs = sizes.weight
+    matrix = torch.ones(sizes.peak, sizes.peak, device=device, dtype=dtype)
+    product = torch.empty_like(matrix)
+    weight = torch.ones(outputs, inputs, device=device, dtype=dtype)
+    source = torch.ones(sizes.copy_mib * 2**20 // dtype.itemsize, device=device, dtype=dtype)
+    target = torch.zeros_like(source)
+
+    def skinny(rows: int) -> Callable[[], Any]:
+        x = torch.ones(rows, inputs, device=device, dtype=dtype)
+        out = torch.empty(rows, outputs, device=device, dtype=dtype)
+        return lambda: torch.mm(x, weight.t(), out=out)
+
+    return {
+        "gemm_gflops": (2.0 * sizes.peak**3, lambda: torch.mm(matrix, matrix, out=product)),
+        **{f"gemm_m{rows}_gflops": (2.0 * rows * outputs * inputs, skinny(rows)) for rows in _SKINNY},
+        "copy_gb_per_second": (2.0 * source.nbytes, lambda: target.copy_(source)),
+    }
+
+
+def drift(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Return the largest relative difference of a speed between two calibrations, over the speeds that both have.
 
     >>> drift({"gemm_gflops": 10.0, "copy_gb_per_second": 4.0}, {"gemm_gflops": 8.0, "copy_gb_per_second": 4.0})
     0.2
     """
-    return max(
-        round(abs(after[name] - before[name]) / max(after[name], before[name]), 4)
-        for name in ("gemm_gflops", "copy_gb_per_second")
+    shared = [name for name in before if name in after and name.endswith(("_gflops", "_per_second"))]
+    return max((round(abs(after[n] - before[n]) / max(after[n], before[n]), 4) for n in shared), default=0.0)
+
+
+def disturbed(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> bool:
+    """Return whether two calibrations differ by more than :data:`DRIFT_LIMIT`; without two of them nobody can say."""
+    return before is not None and after is not None and drift(before, after) > DRIFT_LIMIT
+
+
+def disturbance(amount: float) -> str:
+    """Return the note that belongs on every table and figure of a run, by its drift; empty where it was not disturbed.
+
+    >>> disturbance(0.21)
+    'disturbed: the speed of the machine changed by 21 % during the run (limit 15 %)'
+    >>> disturbance(0.1)
+    ''
+    """
+    if amount <= DRIFT_LIMIT:
+        return ""
+    return (
+        f"disturbed: the speed of the machine changed by {100 * amount:.0f} % during the run "
+        f"(limit {100 * DRIFT_LIMIT:.0f} %)"
     )
 
 

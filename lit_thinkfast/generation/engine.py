@@ -1,268 +1,270 @@
-"""The decode loop: one batch of prompts in, token rows and seconds out. Teacher and students run through it alike.
+"""The decode loop: prompts in, finished rows out as they end, with what each of them cost. All models run through it.
 
-Prompts are prefilled once, left-padded to a common length, and their caches are repeated for the samples they serve.
-Then all rows take one step at a time. A row that ends leaves at once: the last rows move into the holes, in place, so
-that leaving costs the copy of a few rows and no step is spent on finished ones. Nothing in the loop is done row by row
-in Python.
+A fixed number of slots decode together, one token a row and step. A row that ends is replaced at once by the next that
+is wanted, so that no step is spent on finished rows (continuous batching); only when nothing is left to admit does the
+batch shrink. Prompts and outputs may be of any lengths: every row is at its own.
 
-Left out: admitting new rows into a running batch, and speculative decoding.
+A prompt is encoded once, in chunks, but for its last token, and its cache copied into the slots of its samples. The
+last token is what a new row takes in at its first step, so that new and old rows are treated alike.
+
+Left out: sharing of prefixes between prompts, and speculative decoding.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lit_thinkfast.generation.backends import make_decoder
 from lit_thinkfast.generation.clock import Stopwatch
+from lit_thinkfast.generation.config import SamplingConfig
 from lit_thinkfast.generation.picking import pick_tokens
-from lit_thinkfast.generation.rng import uniforms
+from lit_thinkfast.generation.rows import Prompt, Row, Rows, Waiting
 
 if TYPE_CHECKING:
+    from lit_thinkfast.generation.stops import StopStrings
     from lit_thinkfast.models.cache import HybridCache
     from lit_thinkfast.models.modeling import HybridForCausalLM
 
-# Positions whose random numbers are computed together
-_UNIFORM_BLOCK = 64
-
-StepCallback = Callable[[int, int, int], None]
+_SECONDS_BETWEEN_CALLS = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class RowKeys:
-    """Who the rows are, for their random numbers: int64 ``(rows,)`` each, see :func:`rng.uniforms`."""
-
-    problems: Tensor
-    samples: Tensor
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What one batch gave. Tensors are on the CPU, one entry a row, in the order in which rows were asked for.
+@dataclass(slots=True)
+class EngineTimes:
+    """Where the time of an engine went. Seconds on its clock.
 
     Attributes:
-        tokens: int64 ``(rows, longest)``; row r holds ``lengths[r]`` tokens, what follows is 0.
-        lengths: int64 ``(rows,)``, end token included.
-        stopped: bool ``(rows,)``: ended by an end token, not by the budget.
-        seconds: float64 ``(rows,)``: the row's share. Prefill is divided equally over prompts, then over the rows of
-            a prompt; each step equally over the rows that took it. The shares add up to ``prefill_seconds +
-            decode_seconds``.
-        latency: float64 ``(rows,)``: from the start of the batch to the row's last token.
-        prefill_seconds: Encoding the prompts, repeating their caches, and drawing the first tokens.
-        decode_seconds: All further steps.
-        steps: Forward passes after the prefill.
-        row_steps: Rows summed over these passes.
-        cache_bytes: Size of the cache of all rows at full length.
+        prefill_seconds: Encoding prompts and giving their caches to slots.
+        decode_seconds: All else.
+        model_seconds: The part of ``decode_seconds`` in the model's own step; 0 where it was not told apart.
+        warmup_seconds: Compiling, or capturing graphs, for shapes that had not occurred before. Not on the clock, and
+            so in none of the others, nor in the share of a row.
+        prefills: Prompts encoded.
+        steps: Steps of the batch.
+        row_steps: Rows summed over these steps.
     """
 
-    tokens: Tensor
-    lengths: Tensor
-    stopped: Tensor
-    seconds: Tensor
-    latency: Tensor
-    prefill_seconds: float
-    decode_seconds: float
-    steps: int
-    row_steps: int
-    cache_bytes: int
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    model_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    prefills: int = 0
+    steps: int = 0
+    row_steps: int = 0
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Drawing tokens, refilling slots, keeping books; 0 where that was not told apart from the model's own step."""
+        return self.decode_seconds - self.model_seconds if self.model_seconds else 0.0
 
 
-@torch.inference_mode()
-def decode_batch(
-    model: HybridForCausalLM,
-    prompts: Sequence[Sequence[int]],
-    *,
-    copies: Sequence[int],
-    keys: RowKeys,
-    temperature: float,
-    max_new_tokens: int,
-    top_p: float = 1.0,
-    end_tokens: Sequence[int] = (),
-    watch: Stopwatch | None = None,
-    on_step: StepCallback | None = None,
-    seconds_between_calls: float = 0.25,
-) -> BatchResult:
-    """Continue every prompt ``copies`` times.
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """How far a run has come.
+
+    Attributes:
+        finished: Rows that have ended.
+        tokens: Theirs.
+        rows: Rows in flight.
+        tokens_in_flight: What they have said so far.
+    """
+
+    finished: int
+    tokens: int
+    rows: int
+    tokens_in_flight: int
+
+
+class Engine:
+    """Slots of one model, and the loop over them; one run at a time.
 
     Args:
-        model: In evaluation mode.
-        prompts: Token ids of each prompt, none empty.
-        copies: Rows for each prompt, at least 1; the rows of a prompt are neighbours.
-        keys: Of all ``sum(copies)`` rows.
-        temperature: See :func:`picking.pick_tokens`.
-        max_new_tokens: Budget of each row.
-        top_p: See :func:`picking.nucleus`.
-        end_tokens: Tokens that end a row; none: every row runs to the budget.
-        watch: Clock; its owner sees the same seconds.
-        on_step: Called with (tokens so far, rows finished, rows left) every now and then, its own time left out.
-        seconds_between_calls: Least time between two calls of ``on_step``.
+        model: In evaluation mode. Any model of ours: all-attention, hybrid, recurrent.
+        rows: Slots.
+        capacity: Tokens that a prompt and its output may have together.
+        max_new_tokens: Tokens that an output may have.
+        end_tokens: Tokens that end a row; none: every row runs to its budget.
+        stops: Strings that end a row, whatever the ``stop`` of its prompt's config.
+        prefill_chunk: Tokens of a prompt encoded at a time, which bounds the memory that this takes.
+        backend: See :func:`backends.make_decoder`.
+        watch: Its clock.
+        split_times: Tell the model's own seconds apart. On an accelerator this waits for it once more a step.
 
-    Raises:
-        ValueError: The model's logits are not finite.
-    """
-    device = next(model.parameters()).device
-    watch = watch or Stopwatch(device)
-    watch.skip()
-    owner = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(copies))
-    rows = _Rows(model, prompts, owner=owner.to(device), keys=keys, max_new_tokens=max_new_tokens)
-    ledger = _Ledger(owner, copies, max_new_tokens)
-    is_end = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
-    is_end[list(end_tokens)] = True
-    tokens = torch.zeros(max_new_tokens, len(owner), dtype=torch.int64, device=device)
-    cache_bytes = rows.cache.nbytes
-    called = time.monotonic()
-
-    for index in range(max_new_tokens):
-        uniform = rows.uniform(index, max_new_tokens) if temperature > 0 else None
-        token = pick_tokens(rows.logits, uniform, temperature=temperature, top_p=top_p)
-        tokens[index, rows.active] = token
-        done = is_end[token]
-        leaving = int(done.sum()) if end_tokens else 0  # on an accelerator this is the step's one wait
-        last = index + 1 == max_new_tokens
-        if leaving or last or index == 0:
-            _check_finite(rows.logits)
-        ledger.charge(watch.lap(), rows=len(rows.active), index=index)
-        if leaving or last:
-            ledger.close(rows.active, done, index=index, all_rows=last)
-        if leaving == len(rows.active) or last:
-            break
-        if on_step is not None and time.monotonic() - called >= seconds_between_calls:
-            left = len(rows.active) - leaving
-            on_step(ledger.closed_tokens + left * (index + 1), len(owner) - left, left)
-            called = time.monotonic()
-            watch.skip()
-        if leaving:
-            token = rows.drop(done, token)
-        ledger.row_steps += len(rows.active)
-        rows.step(token)
-
-    return BatchResult(
-        tokens=tokens[: index + 1].T.contiguous().cpu(),
-        lengths=ledger.lengths,
-        stopped=ledger.stopped,
-        seconds=ledger.seconds,
-        latency=ledger.latency,
-        prefill_seconds=ledger.prefill_seconds,
-        decode_seconds=ledger.total - ledger.prefill_seconds,
-        steps=index,
-        row_steps=ledger.row_steps,
-        cache_bytes=cache_bytes,
-    )
-
-
-class _Rows:
-    """The rows still decoding, in slots 0 .. n-1: who they are, where they are, and their cache.
-
-    Made by the prefill: each prompt is encoded once, then every row is given the cache and the logits of its prompt.
+    Attributes:
+        times: Where the time went, all runs together.
+        cache: The slots.
     """
 
     def __init__(
         self,
         model: HybridForCausalLM,
-        prompts: Sequence[Sequence[int]],
         *,
-        owner: Tensor,
-        keys: RowKeys,
+        rows: int,
+        capacity: int,
         max_new_tokens: int,
+        end_tokens: Sequence[int] = (),
+        stops: StopStrings | None = None,
+        prefill_chunk: int = 512,
+        backend: str = "auto",
+        watch: Stopwatch | None = None,
+        split_times: bool = True,
     ) -> None:
+        from lit_thinkfast.models.slots import SlotCache
+
+        device = next(model.parameters()).device
+        self.model = model
+        self.watch = watch or Stopwatch(device)
+        self.times = EngineTimes()
+        self.cache = SlotCache(model.config, rows, capacity, device=device, dtype=model.dtype)
+        self._decoder = make_decoder(model, self.cache, backend=backend, aside=self._aside)
+        self._begun = 0.0  # seconds of the present step before it was interrupted by what is no part of it
+        self._rows = Rows(rows, max_new_tokens, device)
+        self._prefill_chunk, self._split_times, self._stops = prefill_chunk, split_times, stops
+        self._is_end = np.zeros(model.config.vocab_size, dtype=bool)
+        self._is_end[list(end_tokens)] = True
+        self._may_stop = np.zeros_like(self._is_end)
+        if stops is not None:
+            known = stops.candidates[: len(self._may_stop)]
+            self._may_stop[: len(known)] = known.cpu().numpy()
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        until: float = float("inf"),
+        on_step: Callable[[EngineState], None] | None = None,
+    ) -> Iterator[list[Row]]:
+        """Yield rows as they end, those of a step together. The caller's time in between is not counted.
+
+        Args:
+            prompts: Begun in this order.
+            until: Reading of the clock at which to stop; rows that have not ended by then are dropped.
+            on_step: Called every now and then, its own time left out.
+
+        Raises:
+            ValueError: The model's logits are not finite, or a prompt and its output do not fit.
+        """
+        self._check(prompts)
+        rows, watch, waiting = self._rows, self.watch, Waiting(prompts)
+        rows.clear()
+        tokens = finished = 0
+        called = time.monotonic()
+        watch.skip()
+        while watch.elapsed < until:
+            self._refill(waiting, until)
+            if not rows.count or watch.elapsed >= until:
+                break
+            ended = self._step()
+            if watch.elapsed > until:
+                break
+            if ended:
+                tokens += sum(len(row.tokens) for row in ended)
+                finished += len(ended)
+                yield ended
+                watch.skip()
+            if on_step is not None and time.monotonic() - called >= _SECONDS_BETWEEN_CALLS:
+                on_step(EngineState(finished, tokens, rows.active, rows.tokens_in_flight))
+                called = time.monotonic()
+                watch.skip()
+
+    def _check(self, prompts: Sequence[Prompt]) -> None:
+        capacity, most = self.cache.capacity, self._rows.max_new_tokens
+        for prompt in prompts:
+            asked = prompt.config.max_new_tokens
+            if not prompt.tokens or asked > most or len(prompt.tokens) - 1 + asked > capacity:
+                raise ValueError(
+                    f"a prompt of {len(prompt.tokens)} tokens and {asked} new ones do not fit slots of {capacity} "
+                    f"tokens, {most} of them new; prompts have at least one token, and the engine may be made larger"
+                )
+
+    @torch.inference_mode()
+    def _refill(self, waiting: Waiting, until: float) -> None:
+        """Give free slots to the samples that are next, encoding their prompts; without any, let the batch shrink."""
+        rows, watch = self._rows, self.watch
+        while rows.free and waiting.current is not None and watch.elapsed < until:
+            index, prompt = waiting.current
+            began = watch.elapsed
+            if waiting.encoded is None:
+                waiting.encoded = self._encode(prompt.tokens[:-1])
+                waiting.share = self._prefill_lap() / len(prompt.samples)
+                self.times.prefills += 1
+            admitted = rows.admit(index, prompt, waiting.take(len(rows.free)), began=began)
+            self.cache.admit(torch.tensor(admitted, device=self.cache.lengths.device), waiting.encoded)
+            rows.charge_rows(admitted, waiting.share + self._prefill_lap() / len(admitted))
+            waiting.advance()
+        if rows.free:
+            source, target = rows.shrink()
+            if len(source):
+                self.cache.move(source, target)
+
+    def _prefill_lap(self) -> float:
+        lap = self.watch.lap()
+        self.times.prefill_seconds += lap
+        return lap
+
+    def _encode(self, tokens: Sequence[int]) -> HybridCache:
         from lit_thinkfast.models.cache import HybridCache
 
-        device = owner.device
-        ids, mask = pad_left(prompts, device=device)
-        padded = not bool(mask.all())
-        cache = HybridCache(model.config, len(prompts), ids.shape[1], device=device, dtype=model.dtype)
-        logits = _last_logits(model, ids, cache, mask=mask if padded else None)
-        self.model = model
-        self.cache = cache.keep(owner, max_length=ids.shape[1] + max_new_tokens)
-        self.logits = logits[owner]
-        # without padding all rows are at the same position, which the model counts itself
-        self.position = mask.sum(-1, keepdim=True)[owner] if padded else None
-        self.active = torch.arange(len(owner), device=device)
-        self.problems, self.samples = keys.problems.to(device), keys.samples.to(device)
-        self.seed = keys.seed
-        self.block = torch.empty(0)
+        device = self.cache.lengths.device
+        encoded = HybridCache(self.model.config, 1, max(1, len(tokens)), device=device, dtype=self.model.dtype)
+        if tokens:
+            for chunk in torch.tensor([list(tokens)], device=device).split(self._prefill_chunk, dim=1):
+                self.model.model(input_ids=chunk, past_key_values=encoded, use_cache=True)
+        return encoded
 
-    def uniform(self, index: int, stop: int) -> Tensor:
-        """Return the random number of each row at generated position ``index``."""
-        column = index % _UNIFORM_BLOCK
-        if column == 0:
-            ahead = torch.arange(index, min(index + _UNIFORM_BLOCK, stop), device=self.active.device)
-            self.block = uniforms(self.problems[:, None], self.samples[:, None], ahead, seed=self.seed)
-        return self.block[:, column]
+    @torch.inference_mode()
+    def _step(self) -> list[Row]:
+        """Take one step with all rows and return those that ended."""
+        rows, watch, times = self._rows, self.watch, self.times
+        logits = self._decoder(rows.token[: rows.count], rows.longest)
+        model_lap = watch.lap() if self._split_times else 0.0
+        begun, self._begun = self._begun, 0.0
+        settings = rows.settings()
+        uniform = rows.next_uniforms() if settings.wants_uniform else None
+        said = rows.say(pick_tokens(logits, uniform, settings))
+        ending = self._ending(said)
+        if ending or not times.steps:
+            _check_finite(logits[list(ending)] if times.steps else logits)
+        texts = {row: rows.said(row) for row in ending}
 
-    def drop(self, done: Tensor, token: Tensor) -> Tensor:
-        """Let the rows marked in ``done`` leave; return ``token`` of those that stay, in their new slots."""
-        left, source, target = fill_holes(done)
-        order = torch.arange(left, device=done.device)
-        order[target] = source
-        self.cache.move_rows(source, target, size=left)
-        self.active, self.problems, self.samples = self.active[order], self.problems[order], self.samples[order]
-        if self.position is not None:
-            self.position = self.position[order]
-        if self.block.numel():
-            self.block = self.block[order]
-        return token[order]
+        lap = begun + model_lap + watch.lap()
+        times.model_seconds += begun + model_lap if self._split_times else 0.0
+        times.decode_seconds += lap
+        times.steps += 1
+        times.row_steps += rows.count
+        rows.charge(lap)
+        return [
+            rows.close(row, tokens=texts[row], stopped=stopped, cut=cut, elapsed=watch.elapsed)
+            for row, (stopped, cut) in ending.items()
+        ]
 
-    def step(self, token: Tensor) -> None:
-        """Take ``token`` ``(rows,)`` in and compute the logits of what follows."""
-        self.logits = _last_logits(self.model, token[:, None], self.cache, position=self.position)
-        if self.position is not None:
-            self.position = self.position + 1
+    def _ending(self, said: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[int, tuple[bool, int | None]]:
+        """Which rows end with what they have just said: by themselves or not, and where a stop string cuts the text."""
+        ending: dict[int, tuple[bool, int | None]] = dict.fromkeys(self._rows.out_of_budget(), (False, None))
+        if self._stops is not None:
+            for row in np.flatnonzero(self._may_stop[said]).tolist():
+                if (cut := self._stops.find(self._rows.said(row))) is not None:
+                    ending[row] = True, cut
+        for row in np.flatnonzero(self._is_end[said]).tolist():
+            ending[row] = True, ending.get(row, (True, None))[1]
+        return ending
 
-
-def pad_left(prompts: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return ids and mask, int64 ``(prompts, longest)``, padded on the left with 0.
-
-    >>> pad_left([[5, 6, 7], [8]])[0].tolist()
-    [[5, 6, 7], [0, 0, 8]]
-    """
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
-
-
-def fill_holes(done: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Plan the fewest moves that bring all unfinished rows to the front.
-
-    Args:
-        done: bool ``(rows,)``.
-
-    Returns:
-        Rows left, and two index tensors of equal length: row ``source[i]`` is to move to ``target[i]``.
-
-    >>> left, source, target = fill_holes(torch.tensor([True, False, False, True, False]))
-    >>> left, source.tolist(), target.tolist()
-    (3, [4], [0])
-    """
-    left = len(done) - int(done.sum())
-    return left, left + (~done[left:]).nonzero()[:, 0], done[:left].nonzero()[:, 0]
-
-
-def _last_logits(
-    model: HybridForCausalLM,
-    ids: Tensor,
-    cache: HybridCache,
-    *,
-    mask: Tensor | None = None,
-    position: Tensor | None = None,
-) -> Tensor:
-    """Bring the cache forward by ``ids`` ``(rows, t)`` and return ``(rows, vocabulary)`` after the last of them."""
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits: Tensor = output.logits[:, -1]
-    return logits
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Do what is done once for all steps of a shape: off the clock, as part of the warm-up."""
+        self._begun += self.watch.lap()
+        elapsed = self.watch.elapsed
+        yield
+        self.times.warmup_seconds += self.watch.lap()
+        self.watch.elapsed = elapsed
 
 
 def _check_finite(logits: Tensor) -> None:
@@ -270,34 +272,63 @@ def _check_finite(logits: Tensor) -> None:
         raise ValueError("the model gave logits that are not finite; check its weights, or use a wider dtype")
 
 
-class _Ledger:
-    """Times and lengths of the rows of a batch."""
+@dataclass(frozen=True, slots=True)
+class DecodeTimes:
+    """What it took to continue one prompt ``rows`` times.
 
-    def __init__(self, owner: Tensor, copies: Sequence[int], budget: int) -> None:
-        count = len(owner)
-        self.lengths = torch.full((count,), budget)
-        self.stopped = torch.zeros(count, dtype=torch.bool)
-        self.seconds = torch.zeros(count, dtype=torch.float64)
-        self.latency = torch.zeros(count, dtype=torch.float64)
-        self.total = self.prefill_seconds = self.share = 0.0
-        self.row_steps = self.closed_tokens = 0
-        self._prefill_part = (1 / len(copies) / torch.tensor(copies, dtype=torch.float64))[owner]
+    Attributes:
+        prefill_seconds: Encoding the prompt and giving its cache to the rows.
+        decode_seconds: All steps, one a new token.
+        model_seconds: The part of them in the model.
+        steps: Steps.
+        cache_bytes: Memory of the rows.
+    """
 
-    def charge(self, lap: float, *, rows: int, index: int) -> None:
-        """Divide a lap among the ``rows`` that took it; the first lap is the prefill."""
-        self.total += lap
-        if index == 0:
-            self.prefill_seconds = lap
-            self.seconds = self._prefill_part * lap
-        else:
-            self.share += lap / rows
+    prefill_seconds: float
+    decode_seconds: float
+    model_seconds: float
+    steps: int
+    cache_bytes: int
 
-    def close(self, active: Tensor, done: Tensor, *, index: int, all_rows: bool) -> None:
-        """Settle the accounts of the rows that end at generated position ``index``."""
-        stopped = active[done].cpu()
-        ended = active.cpu() if all_rows else stopped
-        self.stopped[stopped] = True
-        self.lengths[ended] = index + 1
-        self.seconds[ended] += self.share
-        self.latency[ended] = self.total
-        self.closed_tokens += len(ended) * (index + 1)
+    @property
+    def overhead_seconds(self) -> float:
+        """The part of ``decode_seconds`` outside the model: drawing tokens, keeping books."""
+        return self.decode_seconds - self.model_seconds
+
+
+def time_decode(
+    model: HybridForCausalLM,
+    prompt: Sequence[int],
+    *,
+    rows: int,
+    config: SamplingConfig,
+    warmup: int = 0,
+) -> DecodeTimes:
+    """Continue a prompt in ``rows`` rows by exactly ``config.max_new_tokens`` tokens each, and say what that took.
+
+    Args:
+        model: In evaluation mode.
+        prompt: Its tokens.
+        rows: Samples, all at once.
+        config: Its temperature and filters, seed, prefill chunk and backend count.
+        warmup: Tokens of an unrecorded run before, on the same memory.
+    """
+    engine = Engine(
+        model,
+        rows=rows,
+        capacity=len(prompt) - 1 + config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens,
+        prefill_chunk=config.prefill_chunk,
+        backend=config.backend,
+    )
+    if warmup:
+        short = dataclasses.replace(config, max_new_tokens=min(warmup, config.max_new_tokens))
+        for _ in engine.run([Prompt(prompt, 0, range(rows), short)]):
+            pass
+        engine.times = EngineTimes()
+    for _ in engine.run([Prompt(prompt, 0, range(rows), config)]):
+        pass
+    times = engine.times
+    return DecodeTimes(
+        times.prefill_seconds, times.decode_seconds, times.model_seconds, times.steps, engine.cache.nbytes
+    )

@@ -32,12 +32,14 @@ def problem_key(problem_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(problem_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
+) -> tuple[Tensor, ...]:
     """Return the four 32-bit words of Philox-4x32-10 for each counter.
 
     Args:
         counter: Four int64 tensors with values below 2**32 that broadcast against each other.
-        key: Two words below 2**32.
+        key: Two words below 2**32, or int64 tensors of them that broadcast likewise.
 
     Returns:
         Four int64 tensors of the broadcast shape, with values below 2**32.
@@ -57,14 +59,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def uniforms(problems: Tensor, samples: Tensor, positions: Tensor, *, seed: int) -> Tensor:
+def uniforms(problems: Tensor, samples: Tensor, positions: Tensor, *, seed: int | Tensor) -> Tensor:
     """Return uniform numbers in [0, 1), one for each (problem, sample, position).
 
     Args:
         problems: int64 keys from :func:`problem_key`.
         samples: int64 sample indices, 0 to 2**32 - 1.
         positions: int64 indices of the generated token, from 0. The three broadcast against each other.
-        seed: 0 to 2**63 - 1.
+        seed: 0 to 2**63 - 1, or an int64 tensor that broadcasts likewise.
 
     Returns:
         float64 of the broadcast shape, multiples of 2**-53.

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-import torch
-
-from lit_thinkfast.generation.calibration import calibrate, describe_machine, drift
-from lit_thinkfast.generation.journal import Journal
-from lit_thinkfast.generation.progress import ProgressCallback
-from lit_thinkfast.generation.sampler import Sampler
+from lit_thinkfast.appending import BusyError
+from lit_thinkfast.generation.journal import Journal, check_identity, read_clock, read_meta
+from lit_thinkfast.generation.parts import (
+    check_nobody_else,
+    check_parts,
+    join,
+    keep_prompts,
+    merge,
+    part_path,
+    read_parts,
+    read_unlocked,
+    sharing,
+)
+from lit_thinkfast.generation.progress import Progress, ProgressCallback
+from lit_thinkfast.generation.ranks import ALONE, Rank, Unwanted
+from lit_thinkfast.generation.sampling import BaseSampler
+from lit_thinkfast.generation.sessions import Session, run_clock, settle, totals, warn_of_mixture
 from lit_thinkfast.records import Completion, Problem
-
-if TYPE_CHECKING:
-    from lit_thinkfast.models.modeling import HybridForCausalLM
-
-_log = logging.getLogger(__name__)
-_FINGERPRINT_VALUES = 1024
 
 
 def generate_to_file(
-    sampler: Sampler,
+    sampler: BaseSampler,
     problems: Sequence[Problem],
     out: str | os.PathLike[str],
     *,
-    on_batch: ProgressCallback | None = None,
+    on_progress: ProgressCallback | None = None,
+    time_budget: float | None = None,
 ) -> dict[str, Any]:
     """Sample completions of ``problems`` into the journal ``out``, continuing what is there.
 
@@ -43,8 +47,12 @@ def generate_to_file(
     Args:
         sampler: Model, tokenizer and settings.
         problems: At least one, ids that differ.
-        out: JSON-lines file.
-        on_batch: See :meth:`Sampler.sample`; it counts this session's samples only.
+        out: JSON-lines file. Parts beside it, left by processes of :func:`generate_share`, are merged into it.
+        on_progress: See :meth:`BaseSampler.sample`; it counts this session's samples only.
+        time_budget: Engine seconds of the run in all, sessions added up, after which to stop; ``num_samples`` is then
+            the most a problem can get. Completions that are unfinished then, or finished later, are not counted. After
+            a kill, the seconds that are gone are known to the last call of ``on_progress``, a fraction of a second or
+            one step of the engine; after a loss of power, to the last completion on the disk, a few seconds.
 
     Returns:
         The meta document.
@@ -52,41 +60,202 @@ def generate_to_file(
     Raises:
         ValueError: No problems, or the journal is of another run or holds samples that are not asked for.
         RecordError: The journal is damaged other than by an interruption.
+        OSError: It cannot be written, for example because the disk is full. All lines before are safe.
     """
-    if not problems:
-        raise ValueError("there are no problems to sample; give at least one")
-    prompts = sampler.prompts(problems)
-    config = sampler.config
-    with Journal(out, identity=_identity(sampler)) as journal:
-        check_belongs(journal.completions, prompts, num_samples=config.num_samples, path=out)
-        _remember_prompts(journal.meta, prompts, out)
-        done = {(c.problem_id, c.sample) for c in journal.completions}
-        totals = _Totals()
-        for completion in journal.completions:
-            totals.add(completion)
-        journal.meta |= _describe(sampler, problems) | totals.values()
-        sessions = journal.meta.setdefault("sessions", [])
-        if len(done) == len(problems) * config.num_samples:
-            journal.save_meta()
-            return journal.meta
-
-        session = _Session(sampler)
-        sessions.append(session.values)
-        _warn_of_mixture(sessions, out)
-        journal.save_meta()
-        try:
-            for completion in sampler.sample(problems, skip=done, on_batch=on_batch):
-                journal.append(completion)
-                totals.add(completion)
-        finally:
-            session.close()
-            journal.meta |= totals.values()
-            journal.save_meta()
+    asked = _Asked(sampler, problems, time_budget)
+    with Journal(out, identity=asked.identity) as journal:
+        parts = read_parts(out)
+        asked.check(journal.completions, out)
+        for part in parts:
+            asked.check(part.completions, part.path)
+        merge(journal, parts)
+        asked.fill(journal, settle(journal), rank=ALONE, elsewhere=(), on_progress=on_progress)
         return journal.meta
 
 
+def generate_share(
+    sampler: BaseSampler,
+    problems: Sequence[Problem],
+    out: str | os.PathLike[str],
+    *,
+    rank: Rank,
+    on_progress: ProgressCallback | None = None,
+    time_budget: float | None = None,
+) -> dict[str, Any] | None:
+    """Sample the share of one of several processes into its part; the last one to end merges all parts into ``out``.
+
+    Args:
+        sampler: As in :func:`generate_to_file`; settings must be equal in all processes.
+        problems: All of them, equal in all processes.
+        out: JSON-lines file of the whole run.
+        rank: Place of this process, see :func:`~lit_thinkfast.generation.ranks.rank_from_environment`.
+        on_progress: Counts this process's samples.
+        time_budget: Of each process: they run at the same time.
+
+    Returns:
+        The meta document of ``out`` where it is complete by now and this process made it so (or, if there was nothing
+        to do, is rank 0); ``None`` in the other processes.
+
+    Raises:
+        ValueError: As in :func:`generate_to_file`, or another job is writing the same file.
+        RecordError: As there.
+        OSError: As there.
+    """
+    asked = _Asked(sampler, problems, time_budget)
+    path = part_path(out, rank)
+    with sharing(out):
+        whole, meta = read_unlocked(out), read_meta(out) or {}
+        if whole:
+            check_identity(meta, asked.identity, out)
+            asked.check(whole, out)
+        clock = run_clock(whole, meta, noted=read_clock(out))
+        if whole and asked.left(whole, clock, rank=ALONE) == 0:
+            return meta | totals(whole, meta, problem_ids=asked.prompts) if rank.rank == 0 else None
+        with Journal(path, identity=asked.identity) as journal:
+            parts = read_parts(out)
+            check_parts(parts, asked.identity)
+            check_nobody_else(parts, rank)
+            for part in parts:
+                asked.check(part.completions, part.path)
+                if part.rank.world_size != rank.world_size:
+                    clock = max(clock, part.clock())
+            elsewhere = [*whole, *join(parts, whole, out)]
+            asked.fill(journal, max(clock, settle(journal)), rank=rank, elsewhere=elsewhere, on_progress=on_progress)
+            journal.meta["done"] = asked.digest(rank)
+            journal.save_meta()
+    return _merge_if_last(out, asked, rank)
+
+
+def _merge_if_last(out: str | os.PathLike[str], asked: _Asked, rank: Rank) -> dict[str, Any] | None:
+    """Merge the parts if every process has said that it is done; who is alive still shares ``out``."""
+
+    def all_done() -> bool:
+        metas = (read_meta(part_path(out, Rank(other, rank.world_size))) for other in range(rank.world_size))
+        return all(meta is not None and meta.get("done") == asked.digest(rank) for meta in metas)
+
+    if not all_done():  # without holding up those who start
+        return None
+    try:
+        with Journal(out, identity=asked.identity) as journal:
+            if not all_done():  # somebody was faster
+                return None
+            merge(journal, read_parts(out))
+            return journal.meta
+    except BusyError:
+        return None
+
+
+class _Asked:
+    """What a call asks for: which samples of which problems, from which sampler, within which time."""
+
+    def __init__(self, sampler: BaseSampler, problems: Sequence[Problem], time_budget: float | None) -> None:
+        if not problems:
+            raise ValueError("there are no problems to sample; give at least one")
+        self.sampler, self.problems, self.time_budget = sampler, problems, time_budget
+        self.prompts = sampler.prompts(problems)
+        self.identity = sampler.identity()
+
+    def digest(self, rank: Rank) -> str:
+        """Return a hash of the call: processes with equal ones work on the same thing."""
+        ids = [problem.id for problem in self.problems]
+        return _hash([ids, self.sampler.config.num_samples, self.time_budget, rank.world_size])
+
+    def check(self, completions: Iterable[Completion], path: str | os.PathLike[str]) -> None:
+        check_belongs(completions, self.prompts, num_samples=self.sampler.config.num_samples, path=path)
+
+    def left(self, done: Iterable[Completion], clock: float, *, rank: Rank) -> int:
+        """Return how many samples of a process's share are to be drawn yet; none when the time is over."""
+        if self.time_budget is not None and clock >= self.time_budget:
+            return 0
+        number, samples = len(self.problems), self.sampler.config.num_samples
+        places = {problem.id: place for place, problem in enumerate(self.problems)}
+        share = sum(rank.owned(place, samples, num_problems=number) for place in range(number))
+        keys = {(c.problem_id, c.sample) for c in done}
+        return share - sum(rank.owns(places[key], sample, num_problems=number) for key, sample in keys)
+
+    def fill(
+        self,
+        journal: Journal,
+        clock: float,
+        *,
+        rank: Rank,
+        elsewhere: Collection[Completion],
+        on_progress: ProgressCallback | None,
+    ) -> None:
+        """Sample what is left of a process's share into its journal.
+
+        Args:
+            journal: Open.
+            clock: Engine seconds of the run so far.
+            rank: Whose share.
+            elsewhere: Completions that other files hold.
+            on_progress: See :meth:`BaseSampler.sample`.
+        """
+        sampler, number = self.sampler, len(self.problems)
+        mine = [
+            problem
+            for place, problem in enumerate(self.problems)
+            if rank.owned(place, sampler.config.num_samples, num_problems=number)
+        ]
+        described = json.loads(json.dumps(sampler.describe()))  # as it is read again: lists for tuples
+        keep_prompts(journal.meta.setdefault("prompts", {}), _hashes(self.prompts), journal.path)
+        journal.meta |= described | {
+            "problems": ", ".join(sorted({p.source for p in self.problems if p.source})),
+            "num_problems": number,
+            "time_budget_seconds": self.time_budget,
+        }
+        journal.meta.pop("done", None)
+        sessions = journal.meta.setdefault("sessions", [])
+        done = [*journal.completions, *elsewhere]
+
+        def save() -> None:
+            journal.meta |= totals(journal.completions, journal.meta, problem_ids=[p.id for p in mine])
+            journal.save_meta()
+
+        if self.left(done, clock, rank=rank) == 0:
+            save()
+            journal.forget_clock()
+            return
+        session = Session(sampler, described, rank=rank, before=clock)
+        sessions.append(session.values)
+        warn_of_mixture(sessions, journal.path)
+        save()
+        latest = clock
+
+        def note(progress: Progress) -> None:
+            nonlocal latest
+            latest = max(latest, clock + progress.seconds)
+            journal.note_clock(latest)
+            if on_progress is not None:
+                on_progress(progress)
+
+        def close() -> None:
+            session.close(latest, journal.path)
+            save()
+            journal.forget_clock()
+
+        unwanted = Unwanted(self.problems, rank, {(c.problem_id, c.sample) for c in done})
+        try:
+            for completion in sampler.sample(
+                mine, skip=unwanted, on_progress=note, time_budget=self.time_budget, spent=clock
+            ):
+                finished = completion.finished_seconds or 0.0
+                if self.time_budget is None or finished <= self.time_budget:
+                    journal.append(completion)
+                latest = max(latest, finished)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                if latest == clock and sampler.stats == session.stats_before:  # it refused to begin
+                    sessions.pop()
+                    save()
+                else:
+                    close()
+            raise
+        close()
+
+
 def check_belongs(
-    completions: Sequence[Completion], prompts: dict[str, list[int]], *, num_samples: int, path: str | os.PathLike[str]
+    completions: Iterable[Completion], prompts: dict[str, list[int]], *, num_samples: int, path: str | os.PathLike[str]
 ) -> None:
     """Check that completions found in a journal are among those that a run asks for.
 
@@ -110,132 +279,9 @@ def check_belongs(
             )
 
 
-def _remember_prompts(meta: dict[str, Any], prompts: dict[str, list[int]], path: str | os.PathLike[str]) -> None:
-    """Keep a short hash of each prompt in the meta document.
-
-    Raises:
-        ValueError: A prompt differs from the one that was sampled.
-    """
-    known = meta.setdefault("prompts", {})
-    for problem_id, tokens in prompts.items():
-        made = hashlib.blake2b(repr(tokens).encode(), digest_size=8).hexdigest()
-        if known.setdefault(problem_id, made) != made:
-            raise ValueError(
-                f"{path}: the prompt of problem {problem_id!r} is not the one that was sampled "
-                "(other problems, tokenizer or template?); choose another file"
-            )
+def _hashes(prompts: dict[str, list[int]]) -> dict[str, str]:
+    return {problem_id: _hash(tokens) for problem_id, tokens in prompts.items()}
 
 
-def describe_model(model: HybridForCausalLM) -> dict[str, Any]:
-    """Return the facts about a model that a reader of its figures needs."""
-    return {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "num_layers": model.config.num_hidden_layers,
-        "layer_mixers": list(model.config.layer_mixers or []),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """Return a short hash of names, shapes and up to 1024 evenly spaced values of every weight.
-
-    Enough to tell one checkpoint from the next without reading gigabytes.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        flat = weight.detach().reshape(-1)
-        stride = max(1, flat.numel() // _FINGERPRINT_VALUES)
-        digest.update(flat[::stride].to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _identity(sampler: Sampler) -> dict[str, Any]:
-    tokenizer = hashlib.blake2b(
-        json.dumps(sorted(sampler.tokenizer.get_vocab().items())).encode(), digest_size=8
-    ).hexdigest()
-    return {
-        **sampler.config.identity(),
-        "model": sampler.name,
-        "weights": fingerprint(sampler.model),
-        "dtype": str(sampler.model.dtype).removeprefix("torch."),
-        "vocabulary": tokenizer,
-        "end_tokens": sampler.end_tokens(),
-    }
-
-
-def _describe(sampler: Sampler, problems: Sequence[Problem]) -> dict[str, Any]:
-    return {
-        "model": sampler.name,
-        **describe_model(sampler.model),
-        "sampling": dataclasses.asdict(sampler.config),
-        "end_tokens": sampler.end_tokens(),
-        "problems": ", ".join(sorted({p.source for p in problems if p.source})),
-        "num_problems": len(problems),
-        **describe_machine(sampler.model.device),
-    }
-
-
-class _Totals:
-    """Sums over all lines of a journal."""
-
-    def __init__(self) -> None:
-        self.samples = self.tokens = 0
-        self.seconds = 0.0
-
-    def add(self, completion: Completion) -> None:
-        self.samples += 1
-        self.tokens += completion.num_tokens
-        self.seconds += completion.seconds
-
-    def values(self) -> dict[str, Any]:
-        rate = self.tokens / self.seconds if self.seconds else 0.0
-        return {
-            "total_samples": self.samples,
-            "total_tokens": self.tokens,
-            "total_seconds": self.seconds,
-            "tokens_per_second": round(rate, 2),
-        }
-
-
-class _Session:
-    """What one process added to a journal, and on what machine."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self._before = dataclasses.replace(sampler.stats)
-        device = sampler.model.device
-        self.values: dict[str, Any] = {
-            "started": _now(),
-            "batch_size": sampler.config.batch_size,
-            **describe_machine(device),
-            "calibration": {"before": calibrate(device)},
-        }
-
-    def close(self) -> None:
-        """Add what is known at the end. A session that was killed lacks it."""
-        now, before = dataclasses.asdict(self._sampler.stats), dataclasses.asdict(self._before)
-        self.values |= {name: now[name] - before[name] for name in now if name != "cache_bytes"}
-        self.values["cache_bytes"] = now["cache_bytes"]
-        calibration = self.values["calibration"]
-        calibration["after"] = calibrate(self._sampler.model.device)
-        calibration["drift"] = drift(calibration["before"], calibration["after"])
-        self.values["finished"] = _now()
-
-
-def _warn_of_mixture(sessions: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Seconds depend on these, and texts do as far as logits are rounded."""
-    for name in ("device_name", "threads", "batch_size"):
-        values = {str(session.get(name)) for session in sessions}
-        if len(values) > 1:
-            _log.warning(
-                "%s mixes sessions with %s %s: its seconds are not those of one run, nor, in half precision, its texts",
-                path,
-                name,
-                " and ".join(sorted(values)),
-            )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()

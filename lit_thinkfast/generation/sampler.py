@@ -1,19 +1,24 @@
-"""Many completions of many problems, batch after batch, with what each of them cost."""
+"""The sampler that runs a model in this process, on the engine of :mod:`lit_thinkfast.generation.engine`."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from lit_thinkfast.generation.calibration import calibrate, describe_machine
 from lit_thinkfast.generation.clock import Stopwatch
 from lit_thinkfast.generation.config import SamplingConfig
-from lit_thinkfast.generation.engine import BatchResult, RowKeys, decode_batch
+from lit_thinkfast.generation.describe import describe_model, fingerprint
+from lit_thinkfast.generation.engine import Engine, EngineState, EngineTimes
 from lit_thinkfast.generation.progress import Progress, ProgressCallback
 from lit_thinkfast.generation.rng import problem_key
+from lit_thinkfast.generation.rows import Prompt, Row
+from lit_thinkfast.generation.sampling import BaseSampler, Request
+from lit_thinkfast.generation.stops import StopStrings
 from lit_thinkfast.records import Completion, Problem
 
 if TYPE_CHECKING:
@@ -21,63 +26,11 @@ if TYPE_CHECKING:
 
     from lit_thinkfast.models.modeling import HybridForCausalLM
 
-# Steps of the unrecorded first batch
+# Steps of the unrecorded first run
 _WARMUP_TOKENS = 3
 
 
-@dataclass(slots=True)
-class SamplerStats:
-    """Totals of a sampler over all its calls. Seconds are the engine's.
-
-    Attributes:
-        samples: Completions made.
-        tokens: Tokens generated.
-        batches: Batches run.
-        steps: Forward passes after the prefills.
-        row_steps: Rows summed over these passes; finished rows are not among them.
-        prefill_seconds: Encoding prompts and drawing first tokens.
-        decode_seconds: All later steps.
-        warmup_seconds: The unrecorded first steps; in no completion's share.
-        cache_bytes: Largest cache of a batch.
-    """
-
-    samples: int = 0
-    tokens: int = 0
-    batches: int = 0
-    steps: int = 0
-    row_steps: int = 0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    warmup_seconds: float = 0.0
-    cache_bytes: int = 0
-
-    @property
-    def engine_seconds(self) -> float:
-        """Sum of the shares of all completions."""
-        return self.prefill_seconds + self.decode_seconds
-
-    def add(self, batch: BatchResult) -> None:
-        """Count one batch."""
-        self.samples += len(batch.lengths)
-        self.tokens += int(batch.lengths.sum())
-        self.batches += 1
-        self.steps += batch.steps
-        self.row_steps += batch.row_steps
-        self.prefill_seconds += batch.prefill_seconds
-        self.decode_seconds += batch.decode_seconds
-        self.cache_bytes = max(self.cache_bytes, batch.cache_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Samples of one problem that share a batch."""
-
-    problem: Problem
-    prompt: list[int]
-    samples: list[int]
-
-
-class Sampler:
+class Sampler(BaseSampler):
     """Samples completions of problems with one model.
 
     Args:
@@ -116,66 +69,18 @@ class Sampler:
                 f"cannot sample from a {type(model).__name__}; load it with lit_thinkfast.models.load_model, "
                 "or convert it with mixer='attention', which leaves its weights as they are"
             )
+        super().__init__(tokenizer, config, name=name, render=render)
         self.model = model
-        self.tokenizer = tokenizer
-        self.config = config
-        self.name = name
-        self.stats = SamplerStats()
-        self._render = render
-        self._warm = False
 
-    def sample(
-        self,
-        problems: Sequence[Problem],
-        *,
-        skip: Container[tuple[str, int]] = frozenset(),
-        on_batch: ProgressCallback | None = None,
-    ) -> Iterator[Completion]:
-        """Yield ``config.num_samples`` completions of each problem, a batch at a time, in order.
+    @property
+    def vocabulary(self) -> int:
+        size: int = self.model.config.vocab_size
+        return size
 
-        Args:
-            problems: With ids that differ.
-            skip: (problem id, sample) pairs that are not wanted, for example since they exist already.
-            on_batch: Called after every batch and a few times a second within one. Its time, and what the caller does
-                between completions, is not counted.
-
-        Raises:
-            ValueError: Two problems share an id; a prompt is empty, has tokens unknown to the model, or leaves no
-                room for ``max_new_tokens``; or the model gives logits that are not finite.
-        """
-        prompts = self.prompts(problems)
-        wanted = [
-            _Request(problem, prompts[problem.id], samples)
-            for problem in problems
-            if (samples := [s for s in range(self.config.num_samples) if (problem.id, s) not in skip])
-        ]
-        return self._run(wanted, on_batch)
-
-    def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
-        """Return the prompt tokens of each problem by its id. Errors as :meth:`sample`."""
-        found: dict[str, list[int]] = {}
-        vocabulary = self.model.config.vocab_size
+    @property
+    def positions(self) -> int | None:
         # Without attention there are no positions to run out of.
-        limit = self.model.config.max_position_embeddings if self.model.config.attention_layers else None
-        for problem in problems:
-            if problem.id in found:
-                raise ValueError(f"two problems have the id {problem.id!r}; ids must differ")
-            prompt = self._prompt(problem)
-            if not prompt:
-                raise ValueError(f"the prompt of problem {problem.id!r} has no tokens; give it a question")
-            if max(prompt) >= vocabulary:
-                raise ValueError(
-                    f"the prompt of problem {problem.id!r} has token {max(prompt)}, but the model knows {vocabulary}; "
-                    "use the tokenizer that belongs to the model"
-                )
-            if limit is not None and len(prompt) + self.config.max_new_tokens > limit:
-                raise ValueError(
-                    f"problem {problem.id!r}: prompt of {len(prompt)} tokens + max_new_tokens "
-                    f"{self.config.max_new_tokens} exceed the model's {limit} positions; "
-                    f"use max_new_tokens {max(limit - len(prompt), 0)} or less"
-                )
-            found[problem.id] = prompt
-        return found
+        return self.model.config.max_position_embeddings if self.model.config.attention_layers else None
 
     def end_tokens(self) -> list[int]:
         """Return the tokens that end a completion, from the model's generation config and the tokenizer."""
@@ -187,111 +92,157 @@ class Sampler:
             ends.update([eos] if isinstance(eos, int) else eos or [])
         with contextlib.suppress(ValueError):  # a tokenizer may have no end token of its own
             ends.add(end_token_id(self.tokenizer))
-        return sorted(end for end in ends if end < self.model.config.vocab_size)
+        return sorted(end for end in ends if end < self.vocabulary)
 
-    def _prompt(self, problem: Problem) -> list[int]:
-        if self._render is not None:
-            return list(self._render(problem))
-        from lit_thinkfast.data.prompts import render_prompt
+    def identity(self) -> dict[str, Any]:
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()
+        return {
+            **self.config.identity(),
+            "model": self.name,
+            "weights": fingerprint(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "vocabulary": hashlib.blake2b(vocabulary, digest_size=8).hexdigest(),
+            "end_tokens": self.end_tokens(),
+        }
 
-        return render_prompt(self.tokenizer, problem.question, system=self.config.system)
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": self.name,
+            **describe_model(self.model),
+            "sampling": dataclasses.asdict(self.config),
+            "end_tokens": self.end_tokens(),
+            **describe_machine(self.model.device),
+        }
 
-    def _run(self, wanted: list[_Request], on_batch: ProgressCallback | None) -> Iterator[Completion]:
-        ends = self.end_tokens()
-        total = sum(len(request.samples) for request in wanted)
-        before = self.stats.engine_seconds
-        samples = tokens = 0
-        for batch in fill_batches(wanted, self.config.batch_size):
-            rows = sum(len(request.samples) for request in batch)
-            if not self._warm:
-                self._warm_up(batch, ends)
-            watch = Stopwatch(self.model.device)
+    def calibrate(self) -> dict[str, float]:
+        return calibrate(self.model.device, dtype=self.model.dtype)
 
-            def report(new_tokens: int, finished: int, left: int, watch: Stopwatch = watch) -> None:
-                assert on_batch is not None
-                seconds = self.stats.engine_seconds - before + watch.elapsed
-                on_batch(Progress(samples + finished, total, tokens + new_tokens, seconds, left))  # noqa: B023
+    def plan(self, prompts: Sequence[list[int]]) -> int:
+        """Return how many rows decode together for these prompts: what fits the memory budget, or the batch size.
 
-            result = self._decode(batch, ends, watch=watch, on_step=report if on_batch is not None else None)
-            self.stats.add(result)
-            samples += rows
-            tokens += int(result.lengths.sum())
-            if on_batch is not None:
-                on_batch(Progress(samples, total, tokens, self.stats.engine_seconds - before, rows))
-            yield from self._completions(batch, result)
-
-    def _decode(
-        self,
-        batch: list[_Request],
-        ends: list[int],
-        *,
-        watch: Stopwatch | None = None,
-        on_step: Callable[[int, int, int], None] | None = None,
-        max_new_tokens: int | None = None,
-    ) -> BatchResult:
+        Raises:
+            ValueError: Not even one fits.
+        """
         config = self.config
-        keys = RowKeys(
-            problems=torch.tensor([problem_key(r.problem.id) for r in batch for _ in r.samples], dtype=torch.int64),
-            samples=torch.tensor([s for r in batch for s in r.samples], dtype=torch.int64),
-            seed=config.seed,
-        )
-        training = self.model.training
-        self.model.eval()
-        try:
-            return decode_batch(
+        longest = max(map(len, prompts))
+        rows = min(config.batch_size, len(prompts) * config.num_samples)
+        if config.memory_budget_gib is None:
+            return rows
+        from lit_thinkfast.generation.memory import plan_rows
+
+        return min(
+            rows,
+            plan_rows(
                 self.model,
-                [request.prompt for request in batch],
-                copies=[len(request.samples) for request in batch],
-                keys=keys,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                max_new_tokens=max_new_tokens or config.max_new_tokens,
-                end_tokens=ends,
-                watch=watch,
-                on_step=on_step,
-            )
-        finally:
-            self.model.train(training)
+                length=longest - 1 + config.max_new_tokens,
+                prompt=longest - 1,
+                prefill_chunk=config.prefill_chunk,
+                budget_bytes=int(config.memory_budget_gib * 2**30),
+            ),
+        )
 
-    def _warm_up(self, batch: list[_Request], ends: list[int]) -> None:
+    def _complete(
+        self,
+        wanted: Sequence[Request],
+        *,
+        on_progress: ProgressCallback | None,
+        time_budget: float | None,
+        spent: float,
+    ) -> Iterator[Completion]:
+        until = float("inf") if time_budget is None else time_budget - spent
+        if not wanted or until <= 0:
+            return
+        prompts = [
+            Prompt(request.prompt, problem_key(request.problem.id), request.samples, self.config) for request in wanted
+        ]
+        total = None if time_budget is not None else sum(len(prompt.samples) for prompt in prompts)
+        with _evaluating(self.model):
+            engine = self._engine(prompts)
+            self._warm_up(engine, prompts[0])
+            watch = engine.watch = Stopwatch(self.model.device)
+
+            def report(state: EngineState) -> None:
+                assert on_progress is not None
+                tokens = state.tokens + state.tokens_in_flight
+                progress = Progress(state.finished, total, tokens, watch.elapsed, state.rows, time_budget, spent)
+                on_progress(progress)
+
+            counted = EngineTimes()
+            finished = tokens = 0
+            try:
+                for rows in engine.run(prompts, until=until, on_step=None if on_progress is None else report):
+                    finished += len(rows)
+                    tokens += sum(len(row.tokens) for row in rows)
+                    self.stats.samples += len(rows)
+                    self.stats.tokens += sum(len(row.tokens) for row in rows)
+                    self._count(engine.times, counted)
+                    yield from self._completions(wanted, rows, spent)
+            finally:
+                self._count(engine.times, counted)
+            if on_progress is not None:
+                report(EngineState(finished, tokens, 0, 0))
+
+    def _engine(self, prompts: Sequence[Prompt]) -> Engine:
+        config = self.config
+        rows = min(self.plan([list(prompt.tokens) for prompt in prompts]), sum(len(p.samples) for p in prompts))
+        engine = Engine(
+            self.model,
+            rows=rows,
+            capacity=max(len(prompt.tokens) for prompt in prompts) - 1 + config.max_new_tokens,
+            max_new_tokens=config.max_new_tokens,
+            end_tokens=self.end_tokens(),
+            stops=StopStrings(self.tokenizer, config.stop, vocabulary=self.vocabulary) if config.stop else None,
+            prefill_chunk=config.prefill_chunk,
+            backend=config.backend,
+            split_times=self.model.device.type == "cpu",
+        )
+        self.stats.cache_bytes = max(self.stats.cache_bytes, engine.cache.nbytes)
+        self.stats.peak_rows = max(self.stats.peak_rows, rows)
+        return engine
+
+    def _warm_up(self, engine: Engine, prompt: Prompt) -> None:
         """Run a few steps that are not recorded: first calls pay for libraries, kernels and memory."""
-        warmup = min(_WARMUP_TOKENS, self.config.max_new_tokens)
-        result = self._decode(batch, ends, max_new_tokens=warmup)
-        self.stats.warmup_seconds += result.prefill_seconds + result.decode_seconds
-        self._warm = True
+        short = dataclasses.replace(self.config, max_new_tokens=min(_WARMUP_TOKENS, self.config.max_new_tokens))
+        for _ in engine.run([dataclasses.replace(prompt, samples=range(engine.cache.slots), config=short)]):
+            pass
+        self.stats.warmup_seconds += engine.watch.elapsed + engine.times.warmup_seconds
+        engine.times = EngineTimes()
 
-    def _completions(self, batch: list[_Request], result: BatchResult) -> Iterator[Completion]:
-        lengths = result.lengths.tolist()
-        rows = [row[:length] for row, length in zip(result.tokens.tolist(), lengths, strict=True)]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        seconds, latency, stopped = result.seconds.tolist(), result.latency.tolist(), result.stopped.tolist()
-        owners = [(request, sample) for request in batch for sample in request.samples]
-        for row, (request, sample) in enumerate(owners):
+    def _count(self, times: EngineTimes, counted: EngineTimes) -> None:
+        """Add to the totals what ``times`` has that ``counted`` has not, and bring ``counted`` up to it."""
+        stats = self.stats
+        stats.overhead_seconds += times.overhead_seconds - counted.overhead_seconds
+        for name in ("prefills", "steps", "row_steps", "prefill_seconds", "decode_seconds", "warmup_seconds"):
+            setattr(stats, name, getattr(stats, name) + getattr(times, name) - getattr(counted, name))
+        for field in dataclasses.fields(EngineTimes):
+            setattr(counted, field.name, getattr(times, field.name))
+
+    def _completions(self, wanted: Sequence[Request], rows: Sequence[Row], spent: float) -> Iterator[Completion]:
+        texts = self.tokenizer.batch_decode(
+            [row.tokens for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for row, text in zip(rows, texts, strict=True):
+            request = wanted[row.prompt]
             yield Completion(
                 problem_id=request.problem.id,
-                sample=sample,
-                text=texts[row],
+                sample=row.sample,
+                text=text if row.cut is None else text[: row.cut],
                 num_prompt_tokens=len(request.prompt),
-                num_tokens=lengths[row],
-                finish_reason="stop" if stopped[row] else "length",
-                seconds=seconds[row],
-                latency_seconds=latency[row],
+                num_tokens=len(row.tokens),
+                finish_reason="stop" if row.stopped else "length",
+                seconds=row.seconds,
+                latency_seconds=row.latency,
                 seed=self.config.seed,
                 model=self.name,
+                finished_seconds=spent + row.finished,
             )
 
 
-def fill_batches(wanted: Sequence[_Request], batch_size: int) -> Iterator[list[_Request]]:
-    """Yield batches of exactly ``batch_size`` samples, the last perhaps smaller, splitting a problem where need be."""
-    batch: list[_Request] = []
-    room = batch_size
-    for request in wanted:
-        samples = request.samples
-        while samples:
-            batch.append(_Request(request.problem, request.prompt, samples[:room]))
-            samples, room = samples[room:], room - len(batch[-1].samples)
-            if room == 0:
-                yield batch
-                batch, room = [], batch_size
-    if batch:
-        yield batch
+@contextlib.contextmanager
+def _evaluating(model: HybridForCausalLM) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

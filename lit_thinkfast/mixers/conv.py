@@ -134,9 +134,15 @@ class CausalConv1d(nn.Module):
         if (fused := find_conv_step(x, self.kernel_size, self.kernel)) is not None:
             return fused(x, state, self.weight[:, 0], self.bias)
         past = state.mT  # (b, k - 1, c), as a preallocated cache stores it
-        window = torch.cat([past.to(x.dtype), x[:, None]], dim=1)
-        past.copy_(window[:, 1:])
-        return window.mul_(self.weight[:, 0].t().contiguous().to(x.dtype)).sum(1).add_(self.bias.to(x.dtype))
+        taps = self.weight[:, 0].t().contiguous().to(x.dtype)
+        x = x.contiguous()
+        y = torch.addcmul(self.bias.to(x.dtype), x, taps[-1])
+        for lag in range(1, self.kernel_size):
+            y.addcmul_(past[:, -lag].to(x.dtype), taps[-1 - lag])
+        for later in range(1, self.kernel_size - 1):  # one by one: a copy within a tensor must not overlap itself
+            past[:, later - 1] = past[:, later]
+        past[:, -1] = x
+        return y
 
     def last_inputs(self, x: Tensor, *, initial_state: Tensor | None, lengths: Tensor | None) -> Tensor:
         """Return the k - 1 inputs that the next token will need, (b, c, k - 1).

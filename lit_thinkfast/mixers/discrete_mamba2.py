@@ -34,6 +34,7 @@ from lit_thinkfast.mixers.heads import (
 from lit_thinkfast.mixers.kernels import find_decay_scan
 from lit_thinkfast.mixers.matrices import DecayMatrix, decay_matrix
 from lit_thinkfast.mixers.scan import decay_step
+from lit_thinkfast.mixers.skinny import skinny_linear
 from lit_thinkfast.mixers.ssm import Projected, StateSpaceMixer, check_at_least
 
 OPEN_GATE = 1.278464542761  # silu of it is one
@@ -173,7 +174,7 @@ class DiscreteMamba2Mixer(StateSpaceMixer):
         self.conv1d.init_identity()
 
     def project(self, hidden_states: Tensor) -> Projected:
-        xBC, z, a = self.in_proj(hidden_states).split(self._splits(), dim=-1)
+        xBC, z, a = skinny_linear(self.in_proj, hidden_states).split(self._splits(), dim=-1)
         return Projected(z, xBC, (a,))
 
     def scan(

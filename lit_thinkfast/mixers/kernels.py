@@ -140,6 +140,18 @@ def find_varlen_attention(device: torch.device, dtype: torch.dtype) -> Callable[
     return None if found is None else functools.partial(_varlen_attention, found)
 
 
+def find_cached_attention(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """Return ``attention(q (b h p), k, v (b kv_heads p), keys (b t kv_heads p), values, lengths=, scale=, window=)``.
+
+    It stores k and v behind the first ``lengths`` of keys and values, in place, and attends to both. Found where
+    :func:`find_varlen_attention` finds something.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    found = _load("flash_attn", "flash_attn_with_kvcache")
+    return None if found is None else functools.partial(_cached_attention, found)
+
+
 def _fused(device: torch.device, kernel: str, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and kernel == "auto" and dtype != torch.float64  # which they refuse, or round
 
@@ -307,6 +319,32 @@ def _varlen_attention(
         causal=True,
     )
     return out
+
+
+def _cached_attention(
+    kernel: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    out: Tensor = kernel(
+        query[:, None],
+        keys,
+        values,
+        k=key[:, None],
+        v=value[:, None],
+        cache_seqlens=lengths.to(torch.int32),
+        softmax_scale=scale,
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+    )
+    return out[:, 0]
 
 
 def _documents(seq_idx: Tensor | None) -> Tensor | None:

@@ -31,6 +31,7 @@ from lit_thinkfast.mixers.heads import (
     widen,
 )
 from lit_thinkfast.mixers.kernels import find_selective_scan, find_selective_step
+from lit_thinkfast.mixers.skinny import skinny_linear
 from lit_thinkfast.mixers.ssm import Projected, StateSpaceMixer, check_at_least, check_range
 
 _SMALLEST_STEP = 1e-4  # dt_init_floor of mamba-ssm
@@ -139,8 +140,8 @@ class Mamba1Mixer(StateSpaceMixer):
         copy_output(attention, self.out_proj)
 
     def project(self, hidden_states: Tensor) -> Projected:
-        z, x, B, C, dt = self.in_proj(hidden_states).split(self._splits(), dim=-1)
-        steps = self.dt_proj(dt)
+        z, x, B, C, dt = skinny_linear(self.in_proj, hidden_states).split(self._splits(), dim=-1)
+        steps = skinny_linear(self.dt_proj, dt)
         return Projected(z, self._repeat(x) if self.repeat_kv_before_conv else x, (B, C, steps))
 
     def scan(

@@ -29,6 +29,7 @@ from lit_thinkfast.mixers.heads import (
 )
 from lit_thinkfast.mixers.kernels import find_scan, find_scan_step
 from lit_thinkfast.mixers.matrices import DecayMatrix, decay_matrix
+from lit_thinkfast.mixers.skinny import skinny_linear
 from lit_thinkfast.mixers.ssm import Projected, StateSpaceMixer, check_at_least, check_range
 
 
@@ -145,7 +146,7 @@ class Mamba2Mixer(StateSpaceMixer):
         copy_output(attention, self.out_proj)
 
     def project(self, hidden_states: Tensor) -> Projected:
-        z, xBC, dt = self.in_proj(hidden_states).split(self._splits(), dim=-1)
+        z, xBC, dt = skinny_linear(self.in_proj, hidden_states).split(self._splits(), dim=-1)
         return Projected(z, xBC, (dt,))
 
     def scan(

@@ -16,7 +16,7 @@ from lit_thinkfast.mixers.chunked import ChunkedScan
 from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.heads import widen
 
-_STATE_ENTRIES_AT_ONCE = 1 << 20  # 4 MiB; beyond, a step was up to five times slower
+_STATE_ENTRIES_AT_ONCE = 1 << 18  # 1 MiB: what is updated is still in a cache of the CPU when it is read
 
 
 def decay_scan(
@@ -82,7 +82,7 @@ def decay_step(state: Tensor, x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor
 
     def advance(state: Tensor, decay: Tensor, x: Tensor, B: Tensor, C: Tensor) -> Tensor:
         state.mul_(decay[..., None, None]).addcmul_(x[..., None], B[..., None, :])
-        return (state * C[..., None, :]).sum(-1)  # on a CPU twice as fast as so many small matrix-vector products
+        return torch.matmul(C[..., None, :], state.mT)[..., 0, :]  # on a CPU faster than with the state first
 
     return in_blocks(advance, state, torch.exp(log_decay), x, B, C)
 

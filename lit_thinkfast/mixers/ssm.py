@@ -16,6 +16,7 @@ from torch.nn import functional
 from lit_thinkfast.mixers.base import Mixer, States
 from lit_thinkfast.mixers.conv import CausalConv1d
 from lit_thinkfast.mixers.heads import real_lengths, widen
+from lit_thinkfast.mixers.skinny import skinny_linear
 
 
 class Projected(NamedTuple):
@@ -84,12 +85,13 @@ class StateSpaceMixer(Mixer):
         return out, States(self.conv1d.last_inputs(convolved, initial_state=before, lengths=lengths), state)
 
     def step(self, hidden_states: Tensor, states: States) -> Tensor:
+        if self.kernel == "reference":
+            return super().step(hidden_states, states)
         z, convolved, rest = self.project(hidden_states)
         conv_out = self.conv1d.step(convolved, states.conv)
         with torch.autocast(hidden_states.device.type, enabled=False):
             y = self.gate(self.scan_token(self._activated(conv_out), rest, states.state), z)
-        out: Tensor = self.out_proj(y.to(hidden_states.dtype))
-        return out
+        return skinny_linear(self.out_proj, y.to(hidden_states.dtype))
 
     def conv_outputs(
         self, hidden_states: Tensor, attention_mask: Tensor | None, seq_idx: Tensor | None

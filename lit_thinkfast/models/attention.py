@@ -19,9 +19,12 @@ from lit_thinkfast.mixers.documents import document_starts
 from lit_thinkfast.mixers.heads import attention_input_bias, attention_output_bias
 from lit_thinkfast.mixers.kernels import find_varlen_attention
 from lit_thinkfast.mixers.matrices import AttentionMatrix
+from lit_thinkfast.mixers.skinny import skinny_linear
 
 if TYPE_CHECKING:
     from transformers import Cache
+
+    from lit_thinkfast.models.slots import AttentionSlots, Reach
 
 
 @dataclass(frozen=True)
@@ -204,13 +207,28 @@ class HybridAttention(nn.Module):
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(b, t, d) -> queries (b, heads, t, p), keys and values (b, kv_heads, t, p), turned by their positions."""
+        query, key, value = (part.transpose(1, 2) for part in self._heads(hidden_states))
+        # Angles are in the type of the hidden states, wider than the projections under autocast.
+        query, key = (part.to(value.dtype) for part in apply_rotary_pos_emb(query, key, *position_embeddings))
+        return query, key, value
+
+    def step(
+        self, hidden_states: Tensor, *, memory: AttentionSlots, position_embeddings: tuple[Tensor, Tensor], at: Reach
+    ) -> Tensor:
+        """Attend with one new token a row, (b, d) -> (b, d), which is stored in ``memory``."""
+        query, key, value = self._heads(hidden_states)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)  # (b, p): all heads of a row turn alike
+        # Under autocast projections are narrower than what is stored, and angles wider than they.
+        query, key, value = (part.to(memory.keys.dtype) for part in (query, key, value))
+        out = memory.step(query, key, value, at, scale=self.head_dim**-0.5)
+        return skinny_linear(self.o_proj, out)
+
+    def _heads(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., d) -> queries (..., heads, p), keys and values (..., kv_heads, p), not turned yet."""
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
+            skinny_linear(projection, hidden_states).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        # Angles are in the type of the hidden states, wider than the projections under autocast.
-        query, key = (part.to(value.dtype) for part in apply_rotary_pos_emb(query, key, *position_embeddings))
         return query, key, value

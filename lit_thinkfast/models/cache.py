@@ -76,12 +76,6 @@ class KeyValueLayer(CacheLayerMixin):
             copies.append(copy)
         return KeyValueLayer(copies[0], copies[1], length=self.length)
 
-    def move_rows(self, source: Tensor, target: Tensor, size: int) -> None:
-        """See :meth:`HybridCache.move_rows`."""
-        for stored in (self.keys, self.values):
-            stored[target, :, : self.length] = stored[source, :, : self.length]
-        self.keys, self.values = self.keys[:size], self.values[:size]
-
 
 class StateLayer(LinearAttentionCacheLayerMixin):
     """States of one recurrent layer, updated in place.
@@ -124,12 +118,6 @@ class StateLayer(LinearAttentionCacheLayerMixin):
         """Return a copy with these rows, in this order."""
         conv = self.conv_states[0].transpose(1, 2).index_select(0, rows)
         return StateLayer(conv, self.recurrent_states[0].index_select(0, rows), num_tokens=self.num_tokens)
-
-    def move_rows(self, source: Tensor, target: Tensor, size: int) -> None:
-        """See :meth:`HybridCache.move_rows`."""
-        for stored in (self.conv_states, self.recurrent_states):
-            stored[0][target] = stored[0][source]
-            stored[0] = stored[0][:size]
 
 
 class HybridCache(Cache):
@@ -263,23 +251,6 @@ class HybridCache(Cache):
         rows = rows.to(self._device())
         rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
         return self._gather(rows, self.max_length if max_length is None else max_length)
-
-    def move_rows(self, source: Tensor, target: Tensor, *, size: int) -> None:
-        """Copy rows ``source`` over rows ``target``, then forget the rows from ``size`` on. In place.
-
-        Rows that end leave at the price of copying a few others; their memory is given back with the whole cache.
-
-        Args:
-            source: (m,) row indices.
-            target: (m,) row indices, none of them in ``source``.
-            size: Rows that remain.
-        """
-        for layer in self.layers:
-            layer.move_rows(source, target, size)
-        if self.valid is not None:
-            self.valid[target] = self.valid[source]
-            self.valid = self.valid[:size]
-        self._batch_size = size
 
     def _device(self) -> torch.device:
         layer = self.layers[0]

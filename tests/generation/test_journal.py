@@ -4,10 +4,11 @@ import dataclasses
 import json
 import subprocess
 import sys
+import zlib
 
 import pytest
 
-from lit_thinkfast.generation.journal import Journal, mend_tail, meta_path, read_meta
+from lit_thinkfast.generation.journal import Journal, clock_path, mend_tail, meta_path, read_clock, read_meta
 from lit_thinkfast.records import Completion, RecordError, read_jsonl, to_json
 
 IDENTITY = {"seed": 0, "temperature": 0.8}
@@ -92,7 +93,13 @@ def test_an_empty_journal_belongs_to_nobody(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda text: text.replace('"stop"', '"later"', 1), r"run\.jsonl:1: .*'later' is not one of"),
+        (
+            lambda text: text.replace('"stop"', '"later"', 1),
+            r"run\.jsonl:1: damaged, or edited by hand.*delete the line",
+        ),
+        (lambda text: text.replace('0.5, "lat', '0.7, "lat', 2), r"run\.jsonl:1: damaged"),
+        (lambda text: text.replace('"crc32": "', '"crc32": "0', 1), r"run\.jsonl:1: damaged"),
+        (lambda text: text.replace('"crc32"', '"crc33"', 1), r"run\.jsonl:1: Completion has no field 'crc33'"),
         (lambda text: "garbage\n" + text, r"run\.jsonl:1: not a line of JSON"),
         (lambda text: text + text, r"sample 0 of problem 'p' is there twice \(records 1 and 3\)"),
     ],
@@ -128,3 +135,115 @@ def test_one_writer_at_a_time(tmp_path):
 def test_meta_is_plain_json(tmp_path):
     path = write(tmp_path / "run.jsonl", completion())
     assert json.loads(meta_path(path).read_text()) == {"identity": IDENTITY}
+
+
+def test_a_checksum_needs_no_tool_of_ours(tmp_path):
+    path = write(tmp_path / "run.jsonl", completion(text='ü "crc32": "\\'), completion(sample=1))
+    for line in path.read_bytes().splitlines():
+        values = json.loads(line)
+        assert list(values)[-1] == "crc32"
+        record, _, _ = line.rpartition(b', "crc32"')
+        assert f"{zlib.crc32(record + b'}'):08x}" == values["crc32"]
+
+
+def test_every_flipped_bit_is_seen(tmp_path):
+    path = write(tmp_path / "run.jsonl", completion(text="some text"), completion(sample=1))
+    whole = path.read_bytes()
+    end = whole.index(b"\n")
+    for place in range(0, end):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        if damaged[place] == ord("\n"):  # two lines, and the first is torn in its middle
+            continue
+        path.write_bytes(damaged)
+        with pytest.raises(RecordError, match=r"run\.jsonl:1: ") as caught:
+            list(read_jsonl(Completion, path))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_torn_tail_with_a_wrong_checksum_is_cut(tmp_path):
+    path = write(tmp_path / "run.jsonl", completion(), completion(sample=1))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1].replace(b'"sample": 1', b'"sample": 7'))
+    with Journal(path, identity=IDENTITY) as journal:
+        assert [c.sample for c in journal.completions] == [0]
+
+
+def test_journals_without_checksums_go_on(tmp_path):
+    path = write(tmp_path / "run.jsonl", completion())
+    path.write_text(to_json(completion()) + "\n")
+    with Journal(path, identity=IDENTITY) as journal:
+        journal.append(completion(sample=1))
+    assert ["crc32" in line for line in path.read_text().splitlines()] == [False, True]
+    assert [c.sample for c in read_jsonl(Completion, path)] == [0, 1]
+
+
+def test_a_sample_that_comes_twice_is_an_error(tmp_path):
+    path = write(tmp_path / "run.jsonl", completion())
+    with Journal(path, identity=IDENTITY) as journal:
+        journal.append(completion(sample=1))
+        for sample in (0, 1):
+            with pytest.raises(RecordError, match=f"sample {sample} of problem 'p' came twice"):
+                journal.append(completion(sample=sample))
+    assert len(list(read_jsonl(Completion, path))) == 2
+
+
+FULL = """
+import resource, sys
+from lit_thinkfast.generation.journal import Journal
+from lit_thinkfast.records import Completion
+with Journal(sys.argv[1], identity={"seed": 0, "temperature": 0.8}) as journal:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    try:
+        for sample in range(1, 9):
+            journal.append(Completion("p", sample, "x" * 50, 3, 4, "stop", 0.5, 1.0))
+    except OSError as error:
+        print(sample, error)
+"""
+
+
+@pytest.mark.parametrize("room", [0, 1, 150, 700])
+def test_a_full_disk_leaves_whole_lines(tmp_path, room):
+    """A limit on the size of files stands for the disk."""
+    path = write(tmp_path / "run.jsonl", completion())
+    before = path.read_bytes()
+    command = [sys.executable, "-c", FULL, str(path), str(len(before) + room)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    sample, _, message = said.stdout.partition(" ")
+    assert message.startswith(f"{path}: cannot write (File too large); all lines before are safe")
+    assert message.count("\n") == 1
+    whole = path.read_bytes()
+    assert whole.startswith(before)
+    assert whole.endswith(b"\n"), "the piece was cut off"
+    assert [c.sample for c in read_jsonl(Completion, path)] == list(range(int(sample)))
+    with Journal(path, identity=IDENTITY) as journal:
+        journal.append(completion(sample=9))
+    assert not path.with_name("run.jsonl.rejected").exists()
+
+
+def test_the_clock_outlives_a_kill_and_no_more(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with Journal(path, identity=IDENTITY) as journal:
+        assert read_clock(path) == 0
+        for seconds in (1.5, 123456.25, 123457.0):
+            journal.note_clock(seconds)
+            assert read_clock(path) == seconds
+    with Journal(path, identity=IDENTITY) as journal:
+        assert read_clock(path) == 123457.0
+        journal.note_clock(123458.0)
+        journal.forget_clock()
+        assert read_clock(path) == 0
+    clock_path(path).write_bytes(b"")
+    assert read_clock(path) == 0
+
+
+def test_what_lies_beside_a_deleted_journal_is_not_taken_over(tmp_path):
+    path = write(tmp_path / "run.jsonl", completion())
+    with Journal(path, identity=IDENTITY) as journal:
+        journal.meta["sessions"] = ["one"]
+        journal.save_meta()
+        journal.note_clock(5.0)
+    path.unlink()
+    with Journal(path, identity=IDENTITY) as journal:
+        assert journal.meta == {}
+        assert read_clock(path) == 0

@@ -37,21 +37,6 @@ def test_shared_prompts_and_dropped_rows(helpers, layout):
                 torch.testing.assert_close(again, expected[4:], rtol=1e-6, atol=1e-6)
 
 
-def test_rows_move_in_place(helpers, layout):
-    student = helpers.student(layout, torch.float64)
-    prompts, more = helpers.tokens(4, 6), helpers.tokens(4, 3, seed=1)
-    mask = torch.ones_like(prompts)
-    mask[3, :2] = 0
-    cache = HybridCache(student.config, batch_size=4, max_length=9, dtype=torch.float64)
-    with torch.no_grad():
-        student(prompts, attention_mask=mask, past_key_values=cache)
-    order = torch.tensor([3, 1])
-    expected = decode(student, more[order], cache.keep(order))
-    cache.move_rows(torch.tensor([3]), torch.tensor([0]), size=2)
-    assert cache.batch_size == 2
-    torch.testing.assert_close(decode(student, more[order], cache), expected, rtol=1e-9, atol=1e-9)
-
-
 def test_dropping_the_padded_rows_drops_the_mask(helpers):
     student = helpers.student()
     cache = HybridCache(student.config, batch_size=2, max_length=8)
