@@ -39,12 +39,13 @@ from decode_rivals import (
     stock_granite,
     stock_llama,
 )
-from mixers import finish, quiet, status_kib
+from mixers import quiet, status_kib
 
 from lit_thinkfast.generation.benchmark import benchmark_decode
-from lit_thinkfast.generation.calibration import calibrate, describe_machine
+from lit_thinkfast.generation.calibration import calibrate, describe_machine, disturbed, drift
 from lit_thinkfast.generation.config import SamplingConfig
 from lit_thinkfast.generation.engine import Engine
+from lit_thinkfast.generation.journal import write_json
 from lit_thinkfast.generation.memory import model_bytes, plan_rows
 from lit_thinkfast.generation.picking import RowSettings, pick_tokens
 from lit_thinkfast.generation.rng import uniforms
@@ -401,36 +402,37 @@ def main() -> None:
         return print_peak(options.peak)
     smollm2, regime = preset_configs("smollm2"), preset_configs("paper-regime")
     rounds = options.rounds
-    result: dict[str, Any] = {
-        "machine": describe_machine(), "threads": options.threads, "rounds": rounds,
-        "calibration": {"before": calibrate()},
-    }  # fmt: skip
+    result: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": rounds}
     run: dict[str, Callable[[], Any]] = {
         "gates": lambda: bench_gates(regime),
         "hybrid": lambda: bench_hybrid(smollm2["hybrid"], (1, 8, 32), rounds, 128, 8),
-        "llama": lambda: bench_llama(smollm2["transformer"], (1, 8, 32), rounds, 1008, 16),
+        "llama": lambda: bench_llama(smollm2["transformer"], (1, 8, 32), rounds, 1016, 8),
         "regime": lambda: [
-            *bench_regime(regime, (64, 256), rounds, 1008, 16),
-            *bench_regime(smollm2, (32,), rounds, 1016, 8),
+            *bench_regime(regime, (64, 256), rounds, 1016, 8),
+            *bench_regime(smollm2, (32,), rounds, 1016, 6),
         ],
-        "serving": lambda: {
-            name: bench_serving(
-                smaller(regime[name]), problems=32, samples=64, prompt=128, new=256, ends=12, rounds=rounds
-            )
-            for name in ("transformer", "hybrid")
-        },
+        "serving": lambda: bench_serving(
+            smaller(regime["hybrid"]), problems=32, samples=64, prompt=128, new=256, ends=12, rounds=rounds
+        ),
         "memory": lambda: {
             "regime": bench_memory(regime, gib=1, prompt=512, new=512, run=True),
             "smollm2": bench_memory(smollm2, gib=1, prompt=512, new=512, run=True),
         },
-        "overhead": lambda: bench_overhead(regime, problems=8, prompt=128, new=256),
-        "backends": lambda: bench_backends(regime["hybrid"], batch=64, rounds=rounds, prompt=512, new=16),
+        "overhead": lambda: bench_overhead(regime, problems=4, prompt=128, new=256),
+        "backends": lambda: bench_backends(smollm2["hybrid"], batch=1, rounds=rounds, prompt=128, new=8),
     }  # fmt: skip
     for section in options.only:
-        start = time.perf_counter()
-        result[section] = run[section]()
-        progress(section, {"seconds": round(time.perf_counter() - start)})
-    finish(result, options.out)
+        start, before = time.perf_counter(), calibrate()
+        found = run[section]()
+        after = calibrate()
+        result[section] = {
+            "found": found,
+            "calibration": {"before": before, "after": after, "drift": drift(before, after)},
+            "disturbed": disturbed(before, after),
+        }
+        write_json(result, options.out)  # what is there stays there if a later section fails
+        progress(section, {"seconds": round(time.perf_counter() - start), "disturbed": result[section]["disturbed"]})
+    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

