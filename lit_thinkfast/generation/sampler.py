@@ -82,6 +82,13 @@ class Sampler(BaseSampler):
         # Without attention there are no positions to run out of.
         return self.model.config.max_position_embeddings if self.model.config.attention_layers else None
 
+    def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
+        """As everywhere; and a memory budget that not even one row fits is refused here, before anything is begun."""
+        found = super().prompts(problems)
+        if found:
+            self.plan(list(found.values()))
+        return found
+
     def end_tokens(self) -> list[int]:
         """Return the tokens that end a completion, from the model's generation config and the tokenizer."""
         from lit_thinkfast.data.prompts import end_token_id
