@@ -89,6 +89,10 @@ class LogSamples(Callback):
             completions = list(sampler.sample(problems))
         if not trainer.is_global_zero:
             return
+        place = {problem.id: number for number, problem in enumerate(problems)}
+        completions.sort(
+            key=lambda completion: (place[completion.problem_id], completion.sample)
+        )  # they come as they end
         verdicts: list[Verdict | None] = [None] * len(completions)
         if self.prompts is None:
             if self.verifier is None:
@@ -96,8 +100,7 @@ class LogSamples(Callback):
 
                 self.verifier = MathVerifier()
             verdicts = list(self.verifier.grade_batch(problems, completions))
-        by_id = {problem.id: problem for problem in problems}
-        owners = [by_id[completion.problem_id] for completion in completions]
+        owners = [problems[place[completion.problem_id]] for completion in completions]
         log_samples(trainer, _tag(trainer, "samples"), list(zip(owners, completions, verdicts, strict=True)))
 
     on_test_start, on_test_end = on_validation_start, on_validation_end

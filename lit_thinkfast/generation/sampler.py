@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lit_thinkfast.generation.calibration import calibrate, describe_machine
 from lit_thinkfast.generation.clock import Stopwatch
 from lit_thinkfast.generation.config import SamplingConfig
@@ -163,7 +165,7 @@ class Sampler(BaseSampler):
             Prompt(request.prompt, problem_key(request.problem.id), request.samples, self.config) for request in wanted
         ]
         total = None if time_budget is not None else sum(len(prompt.samples) for prompt in prompts)
-        with _evaluating(self.model):
+        with _ready(self.model):
             engine = self._engine(prompts)
             self._warm_up(engine, prompts[0])
             watch = engine.watch = Stopwatch(self.model.device)
@@ -246,10 +248,28 @@ class Sampler(BaseSampler):
 
 
 @contextlib.contextmanager
-def _evaluating(model: HybridForCausalLM) -> Iterator[None]:
+def _ready(model: HybridForCausalLM) -> Iterator[None]:
+    """Put the model into evaluation mode and, where FSDP2 spreads its weights over ranks, hold them whole meanwhile.
+
+    The decode step calls parts of layers, which do not gather their weights by themselves. Held whole, they are
+    gathered once and not at each step, and ranks need not take the same number of steps. All ranks must come here.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
     training = model.training
     model.eval()
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     try:
+        # weights that are gathered for the first time in inference mode could not be trained later
+        with torch.inference_mode(False), torch.no_grad():
+            for module in sharded:
+                module.unshard()
+                module.set_reshard_after_forward(False, recurse=False)
         yield
     finally:
+        with torch.inference_mode(False), torch.no_grad():
+            for module in sharded:
+                # what surrounds the layers stays gathered between forward and backward pass
+                module.set_reshard_after_forward(module is not sharded[0], recurse=False)
+                module.reshard()
         model.train(training)

@@ -237,7 +237,9 @@ def test_seconds_add_up_over_runs_and_without_split_times(small, monkeypatch):
     assert min(row.finished for row in again) > max(row.finished for row in first)
 
 
-def test_the_time_of_callers_is_nobodys(small, monkeypatch):
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_time_of_callers_is_nobodys(small, monkeypatch, watched):
+    """Of who takes the rows, and of who is told how far things are."""
     model = small("llama attention")
     monkeypatch.setattr(engine_module, "_SECONDS_BETWEEN_CALLS", 0.0)
     work = Work(monkeypatch, model)
@@ -254,11 +256,12 @@ def test_the_time_of_callers_is_nobodys(small, monkeypatch):
         assert state.rows <= 3
         other.time += 1e6
 
-    for rows in engine.run(prompts, on_step=on_step):
+    for rows in engine.run(prompts, on_step=on_step if watched else None):
         found += rows
         other.time += 1e6
-    assert len(states) == engine.times.steps
-    assert (states[-1].finished, states[-1].rows, states[-1].tokens_in_flight) == (10, 0, 0)
+    if watched:
+        assert len(states) == engine.times.steps
+        assert (states[-1].finished, states[-1].rows, states[-1].tokens_in_flight) == (10, 0, 0)
     assert [dataclasses.astuple(row)[:5] for row in found] == [dataclasses.astuple(row)[:5] for row in undisturbed]
     for row, twin in zip(found, undisturbed, strict=True):
         assert (row.seconds, row.latency, row.finished) == pytest.approx((twin.seconds, twin.latency, twin.finished))

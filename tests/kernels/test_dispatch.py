@@ -368,3 +368,37 @@ def test_attention_over_documents(device, draw, parity, monkeypatch):
 
     inputs = {"q": draw(2, 4, 20, WIDTH), "k": draw(2, 2, 20, WIDTH), "v": draw(2, 2, 20, WIDTH)}
     parity("our call: attention", "documents, bfloat16", run(torch.float32), run(torch.bfloat16), inputs, limit=3e-2)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_attention_over_slots(device, draw, parity, window):
+    """Rows of five lengths, three steps; without a GPU the kernel is played in ``tests/models/test_slots.py``."""
+    from lit_thinkfast.models.slots import FlashSlots, TimeFirstSlots, reach
+
+    if device.type == "cpu":
+        pytest.skip("flash-attn runs on a GPU only")
+    pytest.importorskip("flash_attn", reason="flash-attn is not installed")
+    lengths = torch.tensor([0, 5, 11, 3, 8], device=device)
+
+    def run(dtype):
+        def call(q, k, v, keys, values):
+            sizes, place = (5, 2, WIDTH, 16), {"device": device, "dtype": dtype}
+            found = kernels.find_cached_attention(device, dtype)
+            memory = TimeFirstSlots(*sizes, **place) if found is None else FlashSlots(found, *sizes, **place)
+            for row, time in enumerate(lengths.tolist()):
+                stored = (part[row, :, :time].to(dtype) for part in (keys, values))
+                memory.admit(torch.tensor([row], device=device), *stored)
+            outs = []
+            for step in range(3):
+                at = reach(lengths + step, 16, dtype=dtype, window=window)
+                parts = (part[step].to(dtype) for part in (q, k, v))
+                outs.append(memory.step(*parts, at, scale=0.3).float())
+            return {"out": torch.stack(outs)}
+
+        return call
+
+    inputs = {"q": draw(3, 5, 4, WIDTH), "k": draw(3, 5, 2, WIDTH), "v": draw(3, 5, 2, WIDTH)}
+    inputs |= {"keys": draw(5, 2, 16, WIDTH), "values": draw(5, 2, 16, WIDTH)}
+    case = "slots, bfloat16" if window is None else "slots, bfloat16, a window"
+    ways = run(torch.float32), run(torch.bfloat16)
+    parity("our call: attention", case, *ways, inputs, backward=False, limit=3e-2)
