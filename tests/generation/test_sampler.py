@@ -209,7 +209,7 @@ def test_a_time_budget_ends_the_run(timed, problems, rows):
     ample, _ = timed(**settings)
     whole = list(ample.sample(problems, time_budget=1e9))
     assert texts(whole) == texts(timed(**settings)[0].sample(problems))
-    for part in (0.2, 0.5, 0.9):
+    for part in (0.3, 0.8):
         sampler, _ = timed(**settings)
         seen, budget = [], part * ample.stats.engine_seconds
         found = list(sampler.sample(problems, time_budget=budget, on_progress=seen.append))
