@@ -5,13 +5,15 @@
 # make bench-distill speed and memory of losses, steps and packing against textbook forms (an idle machine; 8 minutes)
 # make bench-decode speed and memory of sampling against transformers, the roofline and static batches (an idle machine)
 # make learning      does distillation learn, and by what (TABLE=init, mohawk, ...; at most an hour each)
-# Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN.
+# Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN, WORKERS.
 
 VENV ?= .venv
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
 TABLE ?= all
+# Processes that run tests, each on one thread; files stay whole, since tests of one share what is slow to make.
+WORKERS ?= 2
 # The tested versions on a CPU; elsewhere what the machine's driver needs.
 CONSTRAIN ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints.txt)
 
@@ -33,7 +35,7 @@ quickstart: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-kernels: $(KERNEL_VENV)/.installed
 	HF_HUB_OFFLINE=1 TRITON_INTERPRET=1 $(KERNEL_VENV)/bin/python -m pytest tests/kernels $(ARGS)

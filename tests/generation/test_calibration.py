@@ -19,8 +19,9 @@ def test_rates_of_a_type(dtype):
     assert time.perf_counter() - start < 10  # 0.3 s on an idle machine
     assert found.keys() - {"load_average"} == RATES
     assert all(found[name] > 0 for name in RATES)
-    # one row cannot be multiplied faster than the weight is read, nor many slower than one
-    assert found["gemm_m1_gflops"] < found["gemm_gflops"]
+    if dtype != torch.bfloat16:  # whose square products processors without instructions for it do slower than one row
+        # one row cannot be multiplied faster than the weight is read, nor many slower than one
+        assert found["gemm_m1_gflops"] < found["gemm_gflops"]
 
 
 def test_rates_are_work_over_the_median_of_turns(monkeypatch):
