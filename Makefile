@@ -3,7 +3,7 @@
 # make test-kernels compare our operators with mamba-ssm's own kernels, interpreted on a CPU (Linux; KERNEL_VENV)
 # make bench-mixers speed and memory of the mixers against transformers' code and plain loops (an idle machine; 3 minutes)
 # make bench-distill speed and memory of losses, steps and packing against textbook forms (an idle machine; 8 minutes)
-# make bench-decode speed and memory of sampling against transformers, the roofline and static batches (an idle machine)
+# make bench-decode speed and memory of sampling against transformers, roofline and static batches (an idle machine; 33 minutes)
 # make learning      does distillation learn, and by what (TABLE=init, mohawk, ...; at most an hour each)
 # Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN, WORKERS.
 

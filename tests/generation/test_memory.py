@@ -133,7 +133,7 @@ def test_the_estimate_is_above_what_tensors_take_and_not_by_much(name, work):
     seen = peak(random_model(shape), **run)
     found = model_bytes(shape)
     last = run["prompt"] - 1
-    estimate = found.total(run["rows"], length=last + run["new"], prompt=last, prefill_chunk=run["chunk"])
+    estimate = found.tensors(run["rows"], length=last + run["new"], prompt=last, prefill_chunk=run["chunk"])
     assert seen <= estimate
     assert estimate - found.step - found.chunk <= 1.45 * seen
 
@@ -142,7 +142,7 @@ def test_half_the_bytes_in_half_precision():
     shape = CONFIGS["all kinds"](vocab_size=20000)
     seen = peak(random_model(shape, dtype=torch.bfloat16), rows=300, prompt=40, new=2, chunk=8)
     found = model_bytes(shape, dtype=torch.bfloat16)
-    estimate = found.total(300, length=41, prompt=39, prefill_chunk=8)
+    estimate = found.tensors(300, length=41, prompt=39, prefill_chunk=8)
     assert seen <= estimate
     assert estimate - found.step - found.chunk <= 1.45 * seen
 
@@ -162,6 +162,7 @@ def test_a_budget_too_small_for_one_row():
     found = model_bytes(config("attention"))
     sizes = {"length": 50, "prompt": 20, "prefill_chunk": 512}
     least = found.total(1, **sizes)
+    assert least >= 1.036 * found.tensors(1, **sizes)  # the most that an allocator was seen to add
     assert found.rows(least, **sizes) == 1
     with pytest.raises(ValueError, match=r"one row of 50 tokens takes .* exceeds the memory budget of .* raise the b"):
         found.rows(least - 1, **sizes)
@@ -238,4 +239,4 @@ def test_a_planned_batch_stays_within_the_budget_of_its_process():
     cache, grown = queue.get(timeout=120)
     child.join()
     assert cache > 0.8 * budget  # it is filled
-    assert grown < 1.04 * budget  # less where the process had memory to spare
+    assert grown <= budget  # less where the process had memory to spare
