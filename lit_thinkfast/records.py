@@ -60,6 +60,8 @@ class Problem:
         answer: The gold final answer.
         solution: The gold worked solution, where there is one.
         source: Name of the evaluation set.
+        level: Difficulty, from 1, where the set grades it.
+        subject: Field of mathematics, where the set names it.
     """
 
     id: str
@@ -67,6 +69,8 @@ class Problem:
     answer: str
     solution: str | None = None
     source: str = ""
+    level: int | None = None
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ def generate_problem(
 def problems(split: Split = "test", *, level: int = DEFAULT_LEVEL, count: int, seed: int = 0) -> list[Problem]:
     """Return the first ``count`` problems of a split as evaluation problems."""
     made = (generate_problem(index, split=split, level=level, seed=seed) for index in range(count))
-    return [Problem(p.id, p.question, p.answer, p.solution, "arithmetic") for p in made]
+    return [Problem(p.id, p.question, p.answer, p.solution, "arithmetic", p.level) for p in made]
 
 
 def examples(split: Split = "train", *, level: int = DEFAULT_LEVEL, seed: int = 0, start: int = 0) -> Iterator[Example]:

@@ -122,17 +122,21 @@ def _gsm8k_problem(row: Row, default_id: str) -> Problem:
 
 def _math_problem(level: int | None) -> Callable[[Row, str], Problem | None]:
     def make(row: Row, default_id: str) -> Problem | None:
+        if level is not None:
+            row.column("level")  # must be there
+        # published copies write the level as 3 or as "Level 3"
+        written = str(row.values.get("level", "")).split()[-1:]
+        own = int(written[0]) if written and written[0].isdecimal() else None
         problem = Problem(
             string(row, "unique_id") if "unique_id" in row.values else default_id,
             string(row, "problem"),
             string(row, "answer"),
             string(row, "solution") if "solution" in row.values else None,
             "math500",
+            own,
+            string(row, "subject") if "subject" in row.values else "",
         )
-        # published copies write the level as 3 or as "Level 3"
-        if level is not None and str(row.column("level")).split()[-1:] != [str(level)]:
-            return None
-        return problem
+        return problem if level is None or own == level else None
 
     return make
 

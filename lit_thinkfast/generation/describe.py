@@ -1,8 +1,9 @@
-"""Facts about a model that belong beside its samples: which weights they came from, and how large it is."""
+"""Facts that belong beside samples: which weights they came from, how large the model is, and the code at the time."""
 
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from lit_thinkfast.models.modeling import HybridForCausalLM
 
 _FINGERPRINT_VALUES = 1024
+_GIT_SECONDS = 5.0
 
 
 def describe_model(model: HybridForCausalLM) -> dict[str, Any]:
@@ -36,3 +38,20 @@ def fingerprint(model: torch.nn.Module) -> str:
         stride = max(1, flat.numel() // _FINGERPRINT_VALUES)
         digest.update(flat[::stride].to("cpu", torch.float64).numpy().tobytes())
     return digest.hexdigest()
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return the commit of the working directory's repository and whether tracked files differ from it.
+
+    ``None`` outside a repository, without git, or where git takes longer than some seconds.
+    """
+    answers = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(["git", *command], capture_output=True, text=True, timeout=_GIT_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode:
+            return None
+        answers.append(done.stdout.strip())
+    return {"commit": answers[0], "changed": bool(answers[1])}

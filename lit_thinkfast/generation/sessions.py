@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lit_thinkfast.generation.calibration import disturbance, disturbed, drift
+from lit_thinkfast.generation.describe import git_state
 from lit_thinkfast.generation.journal import Journal, read_clock
 from lit_thinkfast.generation.ranks import Rank
 from lit_thinkfast.generation.sampling import BaseSampler
@@ -51,6 +52,7 @@ class Session:
             "id": uuid.uuid4().hex,
             "started": _now(),
             "batch_size": sampler.config.batch_size,
+            "git": git_state(),
             **{name: described[name] for name in _MACHINE if name in described},
             "load_average": {"before": _load_average()},
             "calibration": {"before": sampler.calibrate()},

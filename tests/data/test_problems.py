@@ -36,7 +36,7 @@ def test_gsm8k_as_published(write_rows):
 
 def test_math500_as_published(write_rows, tmp_path):
     found = load_problems("math500", path=write_rows(MATH))
-    assert found[0] == Problem("a/1.json", "$1+1$", "2", "So $\\boxed{2}$", "math500")
+    assert found[0] == Problem("a/1.json", "$1+1$", "2", "So $\\boxed{2}$", "math500", 1, "Algebra")
     assert [p.id for p in load_problems("math500", path=write_rows(MATH), level=3)] == ["a/2.json"]
     worded = [{**row, "level": f"Level {row['level']}"} for row in MATH]
     assert [p.id for p in load_problems("math500", path=write_rows(worded), level=3)] == ["a/2.json"]
