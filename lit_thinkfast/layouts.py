@@ -1,0 +1,330 @@
+"""Completions that other programs have written, as records of ours.
+
+Each reader takes the lines of one program's file and yields what they hold: the problem, where the file tells it, the
+completions, and rewards if a reward model has scored them. Nothing is guessed: engine seconds that a file lacks are 0,
+tokens that nobody counted are 0, and what follows from them is then left out of tables and figures. Correctness is
+never taken over: who reads a file grades it anew, so that all models are graded alike.
+
+Written after the code of search-and-learn (6f81cac), NeMo-Skills (``evaluation/metrics``), lm-evaluation-harness 0.4
+(``loggers/evaluation_tracker.py``) and the batch format of OpenAI, which vLLM's ``run-batch`` writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_thinkfast.records import Completion, FinishReason, Problem, RecordError, decoded, from_json, parse_object
+
+Layout = Literal["native", "search-and-learn", "nemo-skills", "lm-eval", "openai-batch"]
+
+_LARGEST = 30.0
+"""Log-odds that a probability of exactly 1 is taken for: beyond those of any probability below it in float32."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What files of completions hold.
+
+    Attributes:
+        layout: Whose form it was.
+        problems: Those that the files tell, once each; none in the ``native`` and ``openai-batch`` layouts.
+        completions: In order of problem and sample for foreign files, as they stand for native ones.
+        rewards: (problem id, sample) -> log-odds of each step, or of the whole, by the reward model of that program.
+    """
+
+    layout: Layout
+    problems: list[Problem]
+    completions: list[Completion]
+    rewards: dict[tuple[str, int], tuple[float, ...]]
+
+
+def read_samples(path: str | os.PathLike[str], *, layout: Layout | None = None, model: str = "") -> Samples:
+    """Read completions of ours or of another program.
+
+    Args:
+        path: A JSON-lines file, or a folder whose ``.jsonl`` files belong together: NeMo-Skills writes one for each
+            random seed (``output-rs0.jsonl``), lm-evaluation-harness one a task (``samples_<task>_<date>.jsonl``).
+        layout: Default: that of the first line.
+        model: Name of the model, for layouts that have none.
+
+    Raises:
+        FileNotFoundError: Nothing there, or no JSON-lines file in the folder.
+        RecordError: A line that is not of its layout; the message starts with ``path:line``.
+        ValueError: No completions, an unknown layout, two texts for one sample, or two problems with one id.
+    """
+    files = _files(Path(path))
+    found = layout or _layout_of(files[0])
+    if found not in Layout.__args__:  # type: ignore[attr-defined]
+        raise ValueError(f"layout {found!r} is not one of {', '.join(Layout.__args__)}")  # type: ignore[attr-defined]
+    problems: dict[str, Problem] = {}
+    completions: dict[tuple[str, int], Completion] = {}
+    rewards: dict[tuple[str, int], tuple[float, ...]] = {}
+    for sample in _READERS[found](files):
+        own = sample.completion if sample.completion.model else dataclasses.replace(sample.completion, model=model)
+        key = own.problem_id, own.sample
+        if completions.setdefault(key, own) != own:
+            raise ValueError(f"{sample.where}: problem {key[0]!r} sample {key[1]} has two texts that differ; keep one")
+        if sample.problem is not None and problems.setdefault(key[0], sample.problem) != sample.problem:
+            raise ValueError(f"{sample.where}: two different problems have the id {key[0]!r}")
+        if sample.rewards is not None:
+            rewards[key] = sample.rewards
+    if not completions:
+        raise ValueError(f"{path}: there are no completions in it; generate some first")
+    return Samples(found, list(problems.values()), list(completions.values()), rewards)
+
+
+def with_engine_seconds(completions: Iterable[Completion], seconds: float) -> list[Completion]:
+    """Share the engine seconds of a whole run among its completions, by tokens, or evenly where nobody counted them.
+
+    Raises:
+        ValueError: Not a positive number of seconds.
+    """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"engine_seconds {seconds} is not a positive number of seconds")
+    given = list(completions)
+    weights = [c.num_tokens for c in given]
+    if not all(weights):
+        weights = [1] * len(given)
+    share = seconds / sum(weights)
+    return [
+        dataclasses.replace(c, seconds=share * w, latency_seconds=share * w)
+        for c, w in zip(given, weights, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    where: str
+    completion: Completion
+    problem: Problem | None = None
+    rewards: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An object of a file, with typed access that tells the place."""
+
+    values: dict[str, Any]
+    where: str
+    number: int
+
+    def get(self, kind: type, *names: str) -> Any:
+        """Return the first value there is under ``names``, of type ``kind``."""
+        for name in names:
+            if self.values.get(name) is not None:
+                return self._typed(self.values[name], kind, name)
+        raise RecordError(f"{self.where}: no {' or '.join(map(repr, names))}; is this file of another layout?")
+
+    def maybe(self, kind: type, name: str) -> Any:
+        value = self.values.get(name)
+        return None if value is None else self._typed(value, kind, name)
+
+    def _typed(self, value: Any, kind: type, name: str) -> Any:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)  # answers such as 18
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise RecordError(f"{self.where}: {name!r} holds {type(value).__name__}, expected {kind.__name__}")
+        return value
+
+
+def _native(files: list[Path]) -> Iterator[_Sample]:
+    for text, where, _ in _texts(files):
+        yield _Sample(where, from_json(Completion, text, where))
+
+
+def _search_and_learn(files: list[Path]) -> Iterator[_Sample]:
+    """One line a problem, with lists of completions, scores of steps, and counts of tokens."""
+    for line in _lines(files):
+        problem = _problem(line, line.values.get("unique_id", f"search-and-learn/{line.number}"), "answer", "math500")
+        texts = line.get(list, "completions")
+        scores, counts = line.maybe(list, "scores"), line.maybe(list, "completion_tokens")
+        for name, values in (("scores", scores), ("completion_tokens", counts)):
+            if values is not None and len(values) != len(texts):
+                raise RecordError(f"{line.where}: {len(values)} {name} for {len(texts)} completions")
+        for i, text in enumerate(texts):
+            tokens = counts[i] if counts is not None else 0
+            rewards = None if scores is None else _log_odds_of(scores[i], line.where)
+            yield _Sample(line.where, _completion(line, problem.id, i, text, tokens), problem, rewards)
+
+
+def _nemo_skills(files: list[Path]) -> Iterator[_Sample]:
+    """One line a problem and one file a seed, in the order of their numbers."""
+    for sample, file in enumerate([f for f in files if "-rs" in f.stem] or files):
+        for line in _lines([file]):
+            name = line.values.get("id", line.values.get("problem_id", f"nemo-skills/{line.number}"))
+            problem = _problem(line, name, "expected_answer", "")
+            reward = line.maybe(float, "reward_model_score")
+            made = _completion(
+                line,
+                problem.id,
+                sample,
+                line.get(str, "generation"),
+                line.maybe(int, "num_generated_tokens") or 0,
+                finish="length" if line.values.get("finish_reason") == "length" else "stop",
+            )
+            yield _Sample(line.where, made, problem, None if reward is None else (_finite(reward, line.where),))
+
+
+def _lm_eval(files: list[Path]) -> Iterator[_Sample]:
+    """One line a problem and filter; ``resps`` holds a list of texts for each request."""
+    from lit_thinkfast.verification.answers import extract_answer
+
+    for file in files:
+        task = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
+        for line in _lines([file]):
+            doc = line.get(dict, "doc")
+            target = line.get(str, "target")
+            responses = line.get(list, "resps")
+            texts = responses[0] if responses and isinstance(responses[0], list) else responses
+            inner = _Line(doc, line.where, line.number)
+            problem = Problem(
+                f"{task}/{line.values.get('doc_id', line.number)}",
+                inner.get(str, "question", "problem", "query", "input"),
+                extract_answer(target) or target,
+                source="gsm8k" if task.startswith("gsm8k") else task,
+                level=_level(doc.get("level")),
+                subject=str(doc.get("subject") or doc.get("type") or ""),
+            )
+            for i, text in enumerate(texts):
+                yield _Sample(line.where, _completion(line, problem.id, i, text, 0), problem)
+
+
+def _openai_batch(files: list[Path]) -> Iterator[_Sample]:
+    """One line a request; ``custom_id`` is the problem, with ``#`` and the sample's number where it was asked often."""
+    for line in _lines(files):
+        name = line.get(str, "custom_id")
+        body = line.get(dict, "response").get("body")
+        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
+            raise RecordError(f"{line.where}: the response holds no choices ({str(line.values.get('error'))[:80]})")
+        problem, mark, first = name.rpartition("#")
+        if not mark or not first.isdecimal():
+            problem, first = name, "0"
+        counts = body.get("usage") or {}
+        total = counts.get("completion_tokens", 0) if len(body["choices"]) == 1 else 0
+        for i, choice in enumerate(body["choices"]):
+            text = choice.get("text") if "text" in choice else (choice.get("message") or {}).get("content")
+            made = _completion(
+                line,
+                problem,
+                int(first) + int(choice.get("index", i)),
+                text,
+                total,
+                finish="length" if choice.get("finish_reason") == "length" else "stop",
+            )
+            prompt = counts.get("prompt_tokens", 0)
+            made = dataclasses.replace(made, num_prompt_tokens=prompt, model=str(body.get("model") or ""))
+            yield _Sample(line.where, made)
+
+
+_READERS: dict[str, Callable[[list[Path]], Iterator[_Sample]]] = {
+    "native": _native,
+    "search-and-learn": _search_and_learn,
+    "nemo-skills": _nemo_skills,
+    "lm-eval": _lm_eval,
+    "openai-batch": _openai_batch,
+}
+_TELLTALE: dict[Layout, set[str]] = {
+    "native": {"problem_id", "sample", "text"},
+    "search-and-learn": {"completions", "answer"},
+    "nemo-skills": {"generation", "expected_answer"},
+    "lm-eval": {"doc", "resps", "target"},
+    "openai-batch": {"custom_id", "response"},
+}
+
+
+def _layout_of(file: Path) -> Layout:
+    first = next(_lines([file]), None)
+    if first is None:
+        raise ValueError(f"{file}: there are no completions in this file; generate some first")
+    for layout, names in _TELLTALE.items():
+        if names <= first.values.keys():
+            return layout
+    raise RecordError(
+        f"{first.where}: not a completion in any layout that is known ({', '.join(_TELLTALE)}); its keys are "
+        f"{', '.join(map(repr, list(first.values)[:8]))}"
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"no file or folder {path}; name completions that are there")
+    found = sorted(path.glob("*.jsonl"), key=lambda file: (len(file.name), file.name))  # rs2 before rs10
+    if not found:
+        raise FileNotFoundError(f"{path}: there is no .jsonl file in this folder")
+    return found
+
+
+def _texts(files: Iterable[Path]) -> Iterator[tuple[str, str, int]]:
+    """Yield each line with its place, and its number from 0."""
+    for file in files:
+        with open(file, "rb") as lines:
+            for number, raw in enumerate(lines):
+                where = f"{file}:{number + 1}"
+                if text := decoded(raw, where).strip():
+                    yield text, where, number
+
+
+def _lines(files: Iterable[Path]) -> Iterator[_Line]:
+    for text, where, number in _texts(files):
+        yield _Line(parse_object(text, where), where, number)
+
+
+def _problem(line: _Line, name: Any, gold: str, source: str) -> Problem:
+    return Problem(
+        str(name),
+        line.get(str, "problem", "question"),
+        line.get(str, gold),
+        line.maybe(str, "solution"),
+        source,
+        _level(line.values.get("level")),
+        line.maybe(str, "subject") or "",
+    )
+
+
+def _level(value: Any) -> int | None:
+    """Return 3 for 3 and for "Level 3"."""
+    word = str(value).split()[-1:] if value is not None else []
+    return int(word[0]) if word and word[0].isdecimal() else None
+
+
+def _completion(
+    line: _Line, problem: str, sample: int, text: Any, tokens: Any, *, finish: FinishReason = "stop"
+) -> Completion:
+    if not isinstance(text, str):
+        raise RecordError(f"{line.where}: sample {sample} is {type(text).__name__}, expected text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character
+        raise RecordError(f"{line.where}: sample {sample} is not valid text ({error.reason})") from None
+    count = tokens if isinstance(tokens, int) and tokens >= 0 else 0
+    return Completion(problem, sample, text, 0, count, finish, 0.0, 0.0)
+
+
+def _log_odds_of(scores: Any, where: str) -> tuple[float, ...]:
+    values = scores if isinstance(scores, list) else [scores]
+    return tuple(_logit(value, where) for value in values)
+
+
+def _logit(probability: Any, where: str) -> float:
+    p = _finite(probability, where)
+    if not 0 <= p <= 1:
+        raise RecordError(f"{where}: the score {p:g} is no probability")
+    if p in (0.0, 1.0):
+        return _LARGEST if p else -_LARGEST
+    return math.log(p) - math.log1p(-p)
+
+
+def _finite(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecordError(f"{where}: the score {value!r} is not a finite number")
+    return float(value)
