@@ -36,16 +36,19 @@ TOOL_VERBS = {
     "evaluate": "generate + verify + metrics in one; or metrics from files",
     "benchmark": "decode: speed and memory against batch size, beside what the machine allows",
     "report": "evaluations of several models -> tables, figures, one HTML page",
+    "compare": "two evaluations, problem by problem -> who wins what, how sure, what flipped",
     "quickstart": "the whole job on the embedded teacher, end to end",
 }
 # Verbs that are not the function of their name in tools; jsonargparse would find a function named convert on the shelf.
 _ELSEWHERE = {
-    "benchmark": "tools:BENCHMARKS",
+    "benchmark": "speed:BENCHMARKS",
     "convert": "handover:convert_teacher",
     "export": "handover:export",
     "quickstart": "quickstart:run",
     "sensitivity": "layer_choice:sensitivity",
 }
+WORDS = {"convert": ("TEACHER", "OUT"), "compare": ("FIRST", "SECOND")}
+"""Options that may stand without their name, in this order."""
 ALLOWED_IMPORTS = (
     "lit_thinkfast",
     "lightning.pytorch.callbacks",
@@ -105,7 +108,7 @@ def _dispatch(args: Sequence[str] | None) -> None:
         options = [_with_underscores(arg) for arg in argv[1:]]
         if verb == "benchmark":
             _check_subject(options)
-        _run_tool(verb, _name_words(options) if verb == "convert" else options)
+        _run_tool(verb, _name_words(verb, options) if verb in WORDS else options)
     elif verb in TRAINER_VERBS:
         _guard_imports()
         _run_trainer(None if args is None else argv)
@@ -153,7 +156,7 @@ def _run_tool(verb: str, argv: list[str]) -> None:
 
 def _check_subject(argv: list[str]) -> None:
     """Refuse a call of benchmark that does not say what is to be measured, as it was written before there was more."""
-    from lit_thinkfast.tools import BENCHMARKS
+    from lit_thinkfast.speed import BENCHMARKS
 
     known = " or ".join(BENCHMARKS)
     if not argv:
@@ -269,10 +272,10 @@ def _with_underscores(argument: str) -> str:
     return argument if option is None else "--" + option[0][2:].replace("-", "_") + argument[option.end() :]
 
 
-def _name_words(argv: list[str]) -> list[str]:
-    """Return the arguments of convert with ``TEACHER OUT`` named, and ``--from`` as ``--source``.
+def _name_words(verb: str, argv: list[str]) -> list[str]:
+    """Return the arguments of a verb of :data:`WORDS` with its words named, and ``--from`` as ``--source``.
 
-    Every option of that verb takes one value, or has it behind an equals sign, but for those that print and end.
+    Every option of these verbs takes one value, or has it behind an equals sign, but for those that print and end.
     """
     named: list[str] = []
     words: list[str] = []
@@ -285,9 +288,11 @@ def _name_words(argv: list[str]) -> list[str]:
         named.append(("--source" if option == "--from" else option) + equals + value)
         if not equals and option not in ("-h", "--help", "--print_config"):
             named.extend(itertools.islice(arguments, 1))
-    free = [name for name in ("--teacher", "--out") if not any(arg.partition("=")[0] == name for arg in named)]
+    given = {argument.partition("=")[0] for argument in named}
+    free = [option for word in WORDS[verb] if (option := f"--{word.lower()}") not in given]
     if len(words) > len(free):
-        _fail(f"convert TEACHER OUT has no place for {words[len(free)]!r}; see lit-thinkfast convert --help")
+        shape = f"{verb} {' '.join(WORDS[verb])}"
+        _fail(f"{shape} has no place for {words[len(free)]!r}; see lit-thinkfast {verb} --help")
     return [*(part for pair in zip(free, words, strict=False) for part in pair), *named]
 
 

@@ -1,9 +1,7 @@
-"""What verbs and the quickstart share: a step from files to files, with a progress bar, that says what came out."""
+"""What verbs and the quickstart share about models: loading, sampling into files, devices and places."""
 
 import dataclasses
-import itertools
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,12 +10,10 @@ from lit_thinkfast.generation.ranks import ALONE, Rank, rank_of
 from lit_thinkfast.terminal import progress_bar, sampling_progress
 
 if TYPE_CHECKING:
-    from lit_thinkfast.analysis import Comparison, ModelRun
     from lit_thinkfast.generation import Progress, SamplingConfig
     from lit_thinkfast.generation.sampling import BaseSampler
     from lit_thinkfast.models import HybridForCausalLM
     from lit_thinkfast.records import Problem
-    from lit_thinkfast.verification import StepRewardModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["auto", "eager", "compile", "cuda_graphs"]
@@ -212,81 +208,6 @@ def _sampler(model: str, job: SamplingJob) -> "BaseSampler":
 
     loaded = load_on(model, device=job.placed(), dtype=job.dtype)
     return Sampler(loaded, load_tokenizer(model), job.config, name=job.name or Path(model).resolve().name)
-
-
-def grade_to_file(
-    problems: "Sequence[Problem]",
-    completions: str | Path,
-    out: str | Path,
-    *,
-    reward_model: "StepRewardModel | None" = None,
-) -> None:
-    """Grade, and score, completions into verdicts, with a progress bar, and say what came out."""
-    from lit_thinkfast.generation.journal import meta_path, write_json
-    from lit_thinkfast.verification import grade_files
-
-    with progress_bar("grading" if reward_model is None else "grading and scoring") as update:
-        summary = grade_files(problems, completions, out, reward_model=reward_model, progress=update)
-    write_json(dataclasses.asdict(summary), meta_path(out))
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
-    print(f"{out}: {summary.verdicts} verdicts, {counts}")
-
-
-def compare_runs(runs: "dict[str, ModelRun]") -> "Comparison":
-    """Measure all runs and compare them with the first, with a progress bar."""
-    from lit_thinkfast.analysis import compare_models
-
-    with progress_bar("measuring") as update:
-        done = itertools.count(1)
-        return compare_models(
-            runs, baseline=next(iter(runs)), on_step=lambda model, rule: update(next(done), None, f"{model}, {rule}")
-        )
-
-
-def measure_to_file(completions: str, verdicts: str, out: Path, *, ks: Sequence[int] | None) -> None:
-    """Write the value of every rule at every k, with intervals and seconds, and show them."""
-    import rich
-
-    from lit_thinkfast.analysis import compare_models, table
-    from lit_thinkfast.generation.journal import write_json
-
-    run = read_run(completions, verdicts)
-    runs = {run.completions[0].model or Path(completions).parent.name: run}
-    with progress_bar("measuring"):
-        comparison = compare_models(runs, ks=ks)
-    write_json([dataclasses.asdict(point) for point in comparison.points], out)
-    rich.print(table(comparison))
-    print(f"written to {out}")
-
-
-def most_samples(completions: str) -> int:
-    """Return the most samples that a problem has in a file."""
-    from lit_thinkfast.records import Completion, read_jsonl
-
-    must_exist(completions)
-    counts = Counter(c.problem_id for c in read_jsonl(Completion, completions))
-    if not counts:
-        raise ValueError(f"{completions}: there are no completions in this file; generate some first")
-    return max(counts.values())
-
-
-def read_folder(folder: Path) -> "ModelRun":
-    """Read the run in a folder that evaluate has written."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no evaluation folder {folder}; make one with lit-thinkfast evaluate --out {folder}")
-    for name in ("completions.jsonl", "verdicts.jsonl"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} lacks {name}; make it with lit-thinkfast evaluate --out {folder}")
-    return read_run(folder / "completions.jsonl", folder / "verdicts.jsonl")
-
-
-def read_run(completions: str | Path, verdicts: str | Path) -> "ModelRun":
-    """Read a run, with the seconds that scoring took where verify has written them."""
-    from lit_thinkfast.analysis import ModelRun
-    from lit_thinkfast.generation.journal import read_meta
-
-    run = ModelRun.from_files(completions, verdicts)
-    return dataclasses.replace(run, scoring_seconds=(read_meta(verdicts) or {}).get("scoring_seconds"))
 
 
 def load_on(path: str, *, device: str, dtype: Dtype) -> "HybridForCausalLM":

@@ -70,8 +70,9 @@ def run(
 
     from lit_thinkfast.analysis import build_report, table
     from lit_thinkfast.data.problems import load_problems
+    from lit_thinkfast.evaluations import compare_runs
     from lit_thinkfast.generation import SamplingConfig
-    from lit_thinkfast.jobs import compare_runs, numbers, sample_to_file
+    from lit_thinkfast.jobs import numbers, sample_to_file
     from lit_thinkfast.records import write_jsonl
 
     sizes = numbers(decode_batch_sizes, option="decode_batch_sizes")
@@ -196,7 +197,7 @@ def _completions(folder: Path, name: str) -> Path:
 
 
 def _graded(problems: "Sequence[Problem]", completions: Path) -> "ModelRun":
-    from lit_thinkfast.jobs import grade_to_file, read_run
+    from lit_thinkfast.evaluations import grade_to_file, read_run
     from lit_thinkfast.verification import LikelihoodRewardModel
 
     verdicts = completions.with_name("verdicts.jsonl")

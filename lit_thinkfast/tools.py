@@ -8,33 +8,39 @@ function runs. Whatever is wrong with an argument is a ``ValueError`` or ``FileN
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_thinkfast.jobs import (
-    Backend,
-    Dtype,
-    check_place,
+from lit_thinkfast.evaluations import (
+    COMPLETIONS,
+    PROBLEMS,
+    VERDICTS,
+    RecordedRewards,
     compare_runs,
-    device_named,
     grade_to_file,
-    load_on,
+    keep_completions,
+    keep_file,
     measure_to_file,
-    merge_to_file,
     most_samples,
+    read_completions,
+    read_folder,
+)
+from lit_thinkfast.jobs import (
+    check_place,
+    device_named,
+    merge_to_file,
     must_exist,
     numbers,
-    read_folder,
     run_sampling,
     sampling_job,
 )
-from lit_thinkfast.terminal import decode_table, progress_bar
+from lit_thinkfast.terminal import progress_bar
 
 if TYPE_CHECKING:
     from lit_thinkfast.records import Problem
-    from lit_thinkfast.verification import StepRewardModel
+    from lit_thinkfast.verification import RewardModel, StepRewardModel
 
+Layout = Literal["native", "search-and-learn", "nemo-skills", "lm-eval", "openai-batch"]
 Split = Literal["train", "validation", "test"]
 Aggregation = Literal["last", "min", "product", "mean"]
 Judge = Literal["signs", "head", "likelihood"]
-Preset = Literal["paper", "smollm2", "paper-regime"]
 
 
 def generate(
@@ -123,6 +129,8 @@ def evaluate(
     out: str,
     model: str | None = None,
     completions: str | None = None,
+    layout: Layout | None = None,
+    engine_seconds: float | None = None,
     verdicts: str | None = None,
     ks: list[int] | str | None = None,
     problems_path: str | None = None,
@@ -134,47 +142,56 @@ def evaluate(
     aggregation: Aggregation | None = None,
     **sampling: Any,
 ) -> None:
-    """Generate, verify and measure in one; or measure completions, and verdicts, that are there already.
+    """Generate, verify and measure in one; or measure completions that are there already, ours or of another program.
 
     Args:
-        problems: gsm8k, math500, arithmetic, or a JSON-lines file of problems; not needed with verdicts.
+        problems: gsm8k, math500, arithmetic, or a JSON-lines file of problems; not needed with verdicts, nor where the
+            completions of another program tell their problems.
         out: Folder for problems.jsonl, completions.jsonl, verdicts.jsonl and metrics.json.
         model: Folder or hub id of the model to sample from; or give completions.
-        completions: JSON-lines file of completions to take instead of sampling.
+        completions: JSON-lines file of completions to take instead of sampling, or a folder of NeMo-Skills or
+            lm-evaluation-harness. All are graded anew.
+        layout: Of the completions; by default that of the first line.
+        engine_seconds: What all completions together took, where their file does not know; shared out by tokens.
         verdicts: JSON-lines file of their verdicts to take instead of grading.
         ks: Samples a problem to measure at, like 1,8,64; by default steps up to the number of samples.
         problems_path: Local file of gsm8k or math500 in their published format.
         split: Of the named evaluation set.
         level: Difficulty, of arithmetic and math500.
         limit: At most this many problems.
-        reward_model: Folder of a reward model.
+        reward_model: Folder of a reward model; without one, scores in the file of another program are taken over.
         judge: How it judges a line: by the sign, + or -, that it predicts at its end, by a head of its own, or by the
             likelihood of the text so far. By default what its config says, else signs.
         aggregation: From the scores of the steps, given by signs or a head, to that of the completion; the last by
             default.
         sampling: See :func:`lit_thinkfast.jobs.sampling_job`.
     """
+    from lit_thinkfast.analysis import ModelRun
+    from lit_thinkfast.records import Verdict, read_jsonl, write_jsonl
+
     job = sampling_job(**sampling)
     if (model is None) == (completions is None):
         raise ValueError("evaluate needs a model to sample from, or completions to measure; give one of them")
-    if verdicts is None and problems is None:
-        raise ValueError("evaluate needs problems to grade against; give --problems, or --verdicts made before")
     if verdicts is not None and completions is None:
         raise ValueError("verdicts belong to completions; give both files")
     if verdicts is not None and reward_model is not None:
         raise ValueError("the verdicts are there already; a reward model cannot add to them: drop one of the two")
-    if completions is not None and job.name is not None:
-        raise ValueError("the name of a model that is not sampled stands in its completions; drop --name")
-    from lit_thinkfast.records import write_jsonl
-
+    if completions is None and (layout is not None or engine_seconds is not None):
+        raise ValueError("layout and engine_seconds are of completions that are there already; drop them")
     wanted = None if ks is None else numbers(ks, option="ks")
     if wanted is not None and min(wanted, default=0) < 1:
         raise ValueError(f"ks {ks} must be numbers of samples from 1, like 1,8,64")
+    if completions is not None and job.quiet:  # of several processes, one is enough
+        return
+    if problems is None and completions is None:
+        raise ValueError("evaluate needs problems to sample from; give --problems")
     chosen = _problems(problems, path=problems_path, split=split, level=level, limit=limit) if problems else []
     folder = Path(out)
     # What can be wrong is found before anything is written or a long computation starts.
     device = job.device if reward_model is None else job.placed()
-    scorer = _reward_model(reward_model, judge=judge, aggregation=aggregation, batch_size=32, device=device)
+    scorer: RewardModel | None = None
+    if reward_model is not None or completions is None or judge is not None:
+        scorer = _reward_model(reward_model, judge=judge, aggregation=aggregation, batch_size=32, device=device)
     if model is not None:
         num_samples = job.config.num_samples
         if wanted and max(wanted) > num_samples:
@@ -182,118 +199,43 @@ def evaluate(
             raise ValueError(
                 f"k {largest} is larger than num_samples {num_samples}; use --num_samples {largest} or more"
             )
-        completions = str(folder / "completions.jsonl")
-        if not run_sampling(model, chosen, completions, job=job):
+        if not run_sampling(model, chosen, str(folder / COMPLETIONS), job=job):
             return
     else:
         assert completions is not None
-        if job.quiet:  # of several processes, one is enough
-            return
-        most = most_samples(completions)
+        samples = read_completions(
+            completions,
+            layout=layout,
+            name=job.name,
+            fallback_name=folder.resolve().name,
+            engine_seconds=engine_seconds,
+        )
+        chosen = chosen or samples.problems
+        if verdicts is None and not chosen:
+            raise ValueError(
+                f"{completions} does not tell its problems, and evaluate needs them to grade; give --problems, or "
+                "--verdicts made before"
+            )
+        most = most_samples(samples.completions)
         if wanted and max(wanted) > most:
             raise ValueError(
                 f"k {max(wanted)} is larger than the {most} samples a problem of {completions}; use {most} or less"
             )
-    if verdicts is None:
-        verdicts = str(folder / "verdicts.jsonl")
-        grade_to_file(chosen, completions, verdicts, reward_model=scorer)
+        if scorer is None and samples.rewards:
+            scorer = RecordedRewards(samples, aggregation=aggregation or "last")
+        elif scorer is None and aggregation is not None:
+            raise ValueError(f"{completions} holds no scores to aggregate; drop --aggregation, or add --reward-model")
+        if verdicts is not None:
+            must_exist(verdicts)
+            ModelRun(samples.completions, list(read_jsonl(Verdict, verdicts)))  # do they belong together?
+        keep_completions(samples, completions, folder, engine_seconds=engine_seconds)
     if chosen:
-        write_jsonl(chosen, folder / "problems.jsonl")
-    measure_to_file(completions, verdicts, folder / "metrics.json", ks=wanted)
-
-
-def decode(
-    *,
-    out: str,
-    models: dict[str, str] | None = None,
-    preset: Preset | None = None,
-    prompt_tokens: int = 512,
-    generate_tokens: int = 512,
-    batch_sizes: list[int] | str = "1,2,4,8,16,32,64,128,256,512",
-    memory_budget_gib: float | None = None,
-    rounds: int = 5,
-    temperature: float = 0.8,
-    seed: int = 0,
-    backend: Backend = "auto",
-    prefill_chunk: int = 512,
-    threads: int | None = None,
-    device: str = "auto",
-    dtype: Dtype | None = None,
-) -> None:
-    """Measure decode seconds and memory of models against batch size, in turns, medians of rounds, beside the roofline.
-
-    Figure 2 of the paper: a prompt and an output of fixed lengths, prefill not counted. The machine is calibrated
-    before and after; what its rates allow stands beside every time.
-
-    Args:
-        out: JSON file with the points, the machine and its calibration; figures are written beside it.
-        models: Name and folder of each model, the baseline first: --models.teacher DIR --models.student DIR.
-        preset: Shapes with random weights instead of folders. paper: Llama-3.2-1B and 3B, their hybrids and Llamba, for
-            a card of 80 GB. smollm2: SmolLM2-135M. paper-regime: a small model whose balance on a CPU is that of the
-            paper's on its card.
-        prompt_tokens: Length of the prompt.
-        generate_tokens: Tokens generated for each sequence.
-        batch_sizes: Sequences decoded together, like 1,8,32.
-        memory_budget_gib: For weights and caches; a batch that does not fit is decoded in the fewest equal parts that
-            do. No limit if not given, on a GPU what is free.
-        rounds: Repetitions.
-        temperature: Of the sampling, which is part of the time.
-        seed: Of prompts and sampling.
-        backend: How a step is run; auto is the fastest for device and model.
-        prefill_chunk: Tokens of the prompt encoded at a time.
-        threads: Of the CPU; what torch takes if not given.
-        device: auto, cpu, cuda or cuda:1.
-        dtype: Of the weights; float32, of the preset paper bfloat16.
-    """
-    import rich
-
-    sizes = numbers(batch_sizes, option="batch_sizes")
-    if (models is None) == (preset is None):
-        raise ValueError("benchmark decode needs models, like --models.teacher DIR, or a --preset; give one of them")
-    if memory_budget_gib is not None and not 0 < memory_budget_gib < float("inf"):
-        raise ValueError(f"memory_budget_gib {memory_budget_gib} is not a positive number of GiB; give one, like 1.5")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads {threads} is below 1; use at least 1")
-    check_place(out)
-    placed = device_named(device)
-    import torch
-
-    from lit_thinkfast.analysis import save_decode_figures
-    from lit_thinkfast.generation.benchmark import benchmark_to_file
-    from lit_thinkfast.generation.shapes import preset_baselines, preset_configs, random_model
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    kind = dtype or ("bfloat16" if preset == "paper" else "float32")
-    if preset is not None:
-        shapes = preset_configs(preset)
-        loaded = {n: random_model(shape, device=placed, dtype=getattr(torch, kind)) for n, shape in shapes.items()}
+        write_jsonl(chosen, folder / PROBLEMS)
+    if verdicts is None:
+        grade_to_file(chosen, folder / COMPLETIONS, folder / VERDICTS, reward_model=scorer)
     else:
-        assert models is not None
-        loaded = {name: load_on(path, device=placed, dtype=kind) for name, path in models.items()}
-    with progress_bar("decoding") as update:
-        points = benchmark_to_file(
-            loaded,
-            out,
-            prompt_tokens=prompt_tokens,
-            generate_tokens=generate_tokens,
-            batch_sizes=sizes,
-            rounds=rounds,
-            temperature=temperature,
-            seed=seed,
-            memory_budget_bytes=None if memory_budget_gib is None else int(memory_budget_gib * 2**30),
-            prefill_chunk=prefill_chunk,
-            backend=backend,
-            baselines=None if preset is None else preset_baselines(preset),
-            on_run=lambda done, total, name: update(done, total, name),
-        )
-    figures = save_decode_figures(points, out)
-    rich.print(decode_table(points))
-    print(f"written to {out}, figures to {', '.join(path.name for path in figures if path.suffix == '.svg')} and .png")
-
-
-BENCHMARKS = {"decode": decode}
-"""What the verb benchmark can measure."""
+        keep_file(verdicts, folder / VERDICTS)
+    measure_to_file(folder, ks=wanted)
 
 
 def report(
@@ -301,32 +243,86 @@ def report(
     runs: dict[str, str],
     out: str,
     benchmark: str | None = None,
+    price_per_hour: float | dict[str, float] | None = None,
     title: str = "Reasoning in a fixed time",
     notes: str = "",
 ) -> None:
     """Compare evaluations of several models: a table here, figures and samples in one HTML page.
 
+    In a folder beside the page, with its name and -files, stand the figures of the paper as PNG and SVG, a table for
+    LaTeX, a summary in Markdown, and all numbers as CSV and JSON. All of it is made from what is on disk.
+
     Args:
         runs: Name and folder of each evaluation, the baseline first: --runs.teacher DIR --runs.student DIR.
         out: HTML file.
         benchmark: JSON file written by the verb benchmark.
+        price_per_hour: Of the device, in dollars, to tell costs; or one for each run: {"teacher": 2.5, "student": 1}.
         title: Small line over the headline of the page, which is computed from the numbers.
         notes: A paragraph for the reader of the page.
     """
     import rich
 
-    from lit_thinkfast.analysis import build_report, table
+    from lit_thinkfast.analysis import table, write_bundle
     from lit_thinkfast.generation.benchmark import read_points
-    from lit_thinkfast.records import Problem, read_jsonl
 
+    check_place(out)
     points = read_points(benchmark) if benchmark is not None else None
     loaded = {name: read_folder(Path(folder)) for name, folder in runs.items()}
-    files = [path for folder in runs.values() if (path := Path(folder) / "problems.jsonl").is_file()]
-    asked = {p.id: p for path in files for p in read_jsonl(Problem, path)}
-    comparison = compare_runs(loaded)
-    build_report(comparison, out, benchmark=points, problems=list(asked.values()), notes=notes, title=title)
+    comparison = compare_runs(loaded, prices=price_per_hour)
+    paths = write_bundle(comparison, out, benchmark=points, notes=notes, title=title)
     rich.print(table(comparison))
-    print(f"written to {out}")
+    print(f"written to {out}, and {len(paths) - 1} files to {paths[1].parent}")
+
+
+def compare(
+    *,
+    first: str,
+    second: str,
+    out: str | None = None,
+    names: list[str] | str | None = None,
+    ks: list[int] | str | None = None,
+    examples: int = 3,
+    seed: int = 0,
+) -> None:
+    """Compare two evaluations, paired by problem: who wins what, how surely, and which problems flipped.
+
+    At equal samples, at equal time and, where both were sampled in rounds, at equal deadlines; with 95 % intervals, and
+    p-values adjusted for the number of rows.
+
+    Args:
+        first: Folder that evaluate has written.
+        second: Another one, on the same problems.
+        out: JSON file with every row and every flipped problem.
+        names: Of the two models, like teacher,student; by default those of their completions, or of the folders.
+        ks: Samples a problem to compare at, like 1,8,64; by default steps up to what both have.
+        examples: Flipped problems shown each way.
+        seed: Of bootstrap and permutations.
+    """
+    import rich
+
+    from lit_thinkfast.analysis import compare_pair, pair_table
+    from lit_thinkfast.generation.journal import write_json
+
+    if examples < 0:
+        raise ValueError(f"examples {examples} is below 0; use 0 for none")
+    if out is not None:
+        check_place(out)
+    wanted = None if ks is None else numbers(ks, option="ks")
+    folders = Path(first), Path(second)
+    runs = [read_folder(folder) for folder in folders]
+    given = names.split(",") if isinstance(names, str) else names
+    if given is not None and len(given) != 2:
+        raise ValueError(f"names {names!r} are not two; write them like teacher,student")
+    found = given or [run.completions[0].model for run in runs]
+    if given is None and (found[0] == found[1] or not all(found)):
+        found = [str(folder) for folder in folders]
+    with progress_bar("comparing"):
+        pair = compare_pair(*runs, names=(found[0], found[1]), ks=wanted, seed=seed)
+    if out is not None:
+        write_json(pair.to_dict(), out)
+    rich.print(pair_table(pair, examples=examples))
+    if out is not None:
+        print(f"written to {out}")
 
 
 def _problems(source: str, **options: Any) -> "list[Problem]":

@@ -248,6 +248,71 @@ def test_benchmark_and_report(cli, tiny_teacher, evaluation, tmp_path):
     assert page.read_text().startswith("<!")
 
 
+def test_a_report_comes_with_figures_tables_and_numbers(cli, evaluation, tmp_path):
+    page = tmp_path / "r.html"
+    code, said, err = cli(
+        "report", "--runs.a", evaluation, "--runs.b", evaluation, "--out", page, "--price-per-hour", 2
+    )
+    assert code == 0, err
+    files = sorted(path.name for path in (tmp_path / "r-files").iterdir())
+    assert {"comparison.json", "points.csv", "problems.csv", "summary.md", "table.tex"} < set(files)
+    assert any(name.endswith(".svg") for name in files)
+    assert "files to" in said
+    first = {path.name: path.read_bytes() for path in (tmp_path / "r-files").iterdir()}
+    again = ("report", "--runs.a", evaluation, "--runs.b", evaluation, "--out", page, "--price-per-hour", 2)
+    assert cli(*again)[0] == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "r-files").iterdir()} == first
+    refused(cli(*again[:-1], -2), "price -2.0", "not above 0")
+
+
+def test_compare_takes_two_folders(cli, evaluation, tmp_path):
+    code, said, err = cli("compare", evaluation, evaluation, "--names", "a,b", "--out", tmp_path / "pair.json")
+    assert code == 0, err
+    assert "a" in said
+    pair = json.loads((tmp_path / "pair.json").read_text())
+    assert (pair["first"], pair["second"], pair["num_problems"], pair["flips"]) == ("a", "b", 3, [])
+    assert {row["basis"] for row in pair["rows"]} >= {"samples", "time"}
+    assert all(row["difference"] == 0 and row["p_value"] == 1 for row in pair["rows"] if row["basis"] == "samples")
+    refused(cli("compare", evaluation), "second")
+    refused(cli("compare", evaluation, evaluation, evaluation), "compare FIRST SECOND has no place for")
+    refused(cli("compare", evaluation, evaluation, "--names", "a"), "names 'a' are not two")
+    refused(cli("compare", evaluation, tmp_path / "none"), "no evaluation folder")
+    refused(cli("compare", evaluation, evaluation, "--examples", -1), "examples -1")
+
+
+def test_completions_of_another_program_are_graded_anew(cli, tmp_path):
+    """Without engine seconds there are curves over samples; with them, over time. Scores of theirs are taken over."""
+    theirs, out = tmp_path / "theirs.jsonl", tmp_path / "run"
+    rows = [
+        {"problem": f"{i} + 1?", "answer": str(i + 1), "unique_id": f"p/{i}", "completions": [f"\\boxed{{{i + 1}}}", "?"],
+         "scores": [[0.5, 0.75], [0.25]], "completion_tokens": [3, 1]}
+        for i in range(3)
+    ]  # fmt: skip
+    theirs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(cli("evaluate", "--completions", theirs, "--out", out, "--layout", "lm-eval"), f"{theirs}:1", "'doc'")
+    refused(cli("evaluate", "--completions", theirs, "--out", out, "--engine-seconds", 0), "engine_seconds 0")
+    assert not out.exists()
+    code, said, err = cli("evaluate", "--completions", theirs, "--out", out, "--name", "llama")
+    assert code == 0, err
+    assert "llama" in said
+    points = {(p["rule"], p["k"]): p for p in json.loads((out / "metrics.json").read_text())}
+    assert points["coverage", 1]["value"] == 0.5
+    assert points["best_of_n", 2]["value"] == 1.0
+    assert points["coverage", 1]["seconds"] is None
+    assert [p.id for p in read_jsonl(Problem, out / "problems.jsonl")] == ["p/0", "p/1", "p/2"]
+    assert json.loads((out / "completions.jsonl.meta.json").read_text())["taken_from"]["layout"] == "search-and-learn"
+    assert cli("report", "--runs.theirs", out, "--out", tmp_path / "r.html")[0] == 0
+    timed = tmp_path / "timed"
+    assert cli("evaluate", "--completions", theirs, "--out", timed, "--engine-seconds", 12)[0] == 0
+    points = {(p["rule"], p["k"]): p for p in json.loads((timed / "metrics.json").read_text())}
+    assert points["coverage", 2]["seconds"] == pytest.approx(4)
+    assert cli("report", "--runs.a", timed, "--runs.b", out, "--out", tmp_path / "r.html")[0] == 0
+    refused(
+        cli("evaluate", "--completions", timed / "completions.jsonl", "--out", out, "--engine-seconds", 3),
+        "engine seconds of their own",
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
