@@ -142,6 +142,10 @@ def grade_to_file(
     write_json(dataclasses.asdict(summary), meta_path(out))
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
     print(f"{out}: {summary.verdicts} verdicts, {counts}")
+    if summary.removed_problems:
+        print(f"left out: {len(summary.removed_problems)} problems whose gold answer cannot be read")
+    if (ties := summary.saturation) is not None:
+        print(f"of a problem's samples, {ties.share_tied_at_top:.1%} tie for its best score")
 
 
 def compare_runs(runs: "Mapping[str, ModelRun]", **options: Any) -> "Comparison":
@@ -192,15 +196,10 @@ def read_run(completions: str | Path, verdicts: str | Path, *, problems: Path | 
     """Read a run, with the seconds that scoring took where verify has written them, and its problems where they are."""
     from lit_thinkfast.analysis import ModelRun
     from lit_thinkfast.generation.journal import read_meta
-    from lit_thinkfast.records import Problem, read_jsonl
 
-    run = ModelRun.from_files(completions, verdicts)
-    asked = read_jsonl(Problem, problems) if problems is not None and problems.is_file() else ()
-    return dataclasses.replace(
-        run,
-        scoring_seconds=(read_meta(verdicts) or {}).get("scoring_seconds"),
-        problems={problem.id: problem for problem in asked},
-    )
+    asked = problems if problems is not None and problems.is_file() else None
+    run = ModelRun.from_files(completions, verdicts, problems=asked)
+    return dataclasses.replace(run, scoring_seconds=(read_meta(verdicts) or {}).get("scoring_seconds"))
 
 
 def _known(value: Any) -> Any:

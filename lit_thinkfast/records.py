@@ -116,9 +116,11 @@ class Verdict:
         answer: The extracted answer, or ``None``.
         canonical: The form under which equal answers share a vote, or ``None`` when there is no answer.
         grader: Name, version and settings of the grader.
-        score: Aggregated reward, larger is better, or ``None`` when no reward model was asked.
+        score: Aggregated reward as a probability, or ``None`` when no reward model was asked.
         step_scores: Reward of each step as log-odds (natural logarithm), in order.
         reward_model: Name of the reward model, or an empty string.
+        log_odds: The aggregated reward as log-odds, which still tell samples apart where ``score`` rounds to 1;
+            ``None`` where it is not known.
     """
 
     problem_id: str
@@ -130,10 +132,16 @@ class Verdict:
     score: float | None = None
     step_scores: tuple[float, ...] | None = None
     reward_model: str = ""
+    log_odds: float | None = None
 
     @property
     def correct(self) -> bool:
         return self.outcome == "correct"
+
+    @property
+    def rank(self) -> float | None:
+        """What to rank samples by: the log-odds if they are known, else the score."""
+        return self.score if self.log_odds is None else self.log_odds
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,19 @@ if TYPE_CHECKING:
 Layout = Literal["native", "search-and-learn", "nemo-skills", "lm-eval", "openai-batch"]
 Split = Literal["train", "validation", "test"]
 Aggregation = Literal["last", "min", "product", "mean"]
-Judge = Literal["signs", "head", "likelihood"]
+Judge = Literal[
+    "signs",
+    "head",
+    "likelihood",
+    "rlhflow-deepseek",
+    "rlhflow-mistral",
+    "math-shepherd",
+    "math-shepherd-blocks",
+    "skywork",
+    "qwen-prm",
+    "qwen-rm",
+    "classifier",
+]
 
 
 def generate(
@@ -101,6 +113,8 @@ def verify(
 ) -> None:
     """Grade completions against the gold answers, and score them if a reward model is given.
 
+    Scores are kept as they are made: interrupted, the same command goes on where it was.
+
     Args:
         problems: gsm8k, math500, arithmetic, or a JSON-lines file of problems.
         completions: JSON-lines file written by generate, or by another engine in the same form.
@@ -110,10 +124,10 @@ def verify(
         level: Difficulty, of arithmetic and math500.
         limit: At most this many problems.
         reward_model: Folder of a reward model.
-        judge: How it judges a line: by the sign, + or -, that it predicts at its end, by a head of its own, or by the
-            likelihood of the text so far. By default what its config says, else signs.
-        aggregation: From the scores of the steps, given by signs or a head, to that of the completion; the last by
-            default.
+        judge: How it judges. Ours by the sign, + or -, predicted at the end of a line, by a head of their own, or by
+            the likelihood of the text so far; published ones by the protocol of that name. By default what its config,
+            architecture or name tells, else signs.
+        aggregation: From the scores of the steps to that of the completion; the last by default.
         batch_size: Completions scored together.
         device: Of the reward model: auto, cpu, cuda or cuda:1.
     """
@@ -160,10 +174,10 @@ def evaluate(
         level: Difficulty, of arithmetic and math500.
         limit: At most this many problems.
         reward_model: Folder of a reward model; without one, scores in the file of another program are taken over.
-        judge: How it judges a line: by the sign, + or -, that it predicts at its end, by a head of its own, or by the
-            likelihood of the text so far. By default what its config says, else signs.
-        aggregation: From the scores of the steps, given by signs or a head, to that of the completion; the last by
-            default.
+        judge: How it judges. Ours by the sign, + or -, predicted at the end of a line, by a head of their own, or by
+            the likelihood of the text so far; published ones by the protocol of that name. By default what its config,
+            architecture or name tells, else signs.
+        aggregation: From the scores of the steps to that of the completion; the last by default.
         sampling: See :func:`lit_thinkfast.jobs.sampling_job`.
     """
     from lit_thinkfast.analysis import ModelRun

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from lit_thinkfast.verification.detection import Judge, judge_of
 from lit_thinkfast.verification.head import HeadRewardModel
 from lit_thinkfast.verification.likelihood import LikelihoodRewardModel
-from lit_thinkfast.verification.reward import Aggregation, Judge, ProcessRewardModel, StepRewardModel
+from lit_thinkfast.verification.reward import ProcessRewardModel, StepRewardModel
+from lit_thinkfast.verification.scores import Aggregation
 
 
 def load_reward_model(
@@ -18,14 +20,13 @@ def load_reward_model(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> StepRewardModel:
-    """Load a reward model, at once, as the class that its ``config.json`` names under ``reward_judge``.
+    """Load a reward model, at once, as the class for the way in which it judges.
 
     Args:
         path: Hugging Face folder or hub id.
-        judge: ``signs`` for :class:`ProcessRewardModel`, ``head`` for :class:`HeadRewardModel`, ``likelihood`` for
-            :class:`LikelihoodRewardModel`; by default what the config says, and ``signs`` where it says nothing, as
-            published models do.
-        aggregation: Of signs and heads; ``last`` by default.
+        judge: ``likelihood`` for :class:`LikelihoodRewardModel`, ``head`` for :class:`HeadRewardModel`, or any other
+            protocol, for :class:`ProcessRewardModel`; by default what config, architecture or name of the model tell.
+        aggregation: Of protocols; ``last`` by default.
         batch_size: Completions scored together.
         device: Where the model runs.
         dtype: Of the weights.
@@ -34,29 +35,24 @@ def load_reward_model(
         FileNotFoundError: No such folder.
         ValueError: The model cannot judge, was made for another judge, or an aggregation is given for likelihoods.
     """
-    made_for = _made_for(path)
-    judge = judge or made_for or "signs"
-    if judge not in Judge.__args__:  # type: ignore[attr-defined]
-        raise ValueError(f"{path}: unknown judge {judge!r}; known: signs, head, likelihood")
+    if judge is not None and judge not in Judge.__args__:  # type: ignore[attr-defined]
+        raise ValueError(f"{path}: unknown judge {judge!r}; known: {', '.join(Judge.__args__)}")  # type: ignore[attr-defined]
+    made_for = judge or judge_of(path)
     model: StepRewardModel
-    if judge != "likelihood":
-        of_lines = ProcessRewardModel if judge == "signs" else HeadRewardModel
-        model = of_lines(path, aggregation=aggregation or "last", batch_size=batch_size, device=device, dtype=dtype)
-    elif aggregation is not None:
-        raise ValueError(
-            f"aggregation {aggregation!r} is for signs and heads; a likelihood is that of all steps already"
-        )
-    else:
+    if made_for == "likelihood":
+        if aggregation is not None:
+            raise ValueError(
+                f"aggregation {aggregation!r} is for signs, heads and other protocols; a likelihood is that of all "
+                "steps already"
+            )
         model = LikelihoodRewardModel(path, batch_size=batch_size, device=device, dtype=dtype)
+    else:
+        how = aggregation or "last"
+        if made_for == "head":
+            model = HeadRewardModel(path, aggregation=how, batch_size=batch_size, device=device, dtype=dtype)
+        else:
+            model = ProcessRewardModel(
+                path, protocol=made_for, aggregation=how, batch_size=batch_size, device=device, dtype=dtype
+            )
     model.load()
     return model
-
-
-def _made_for(path: str | os.PathLike[str]) -> Judge | None:
-    from transformers import PretrainedConfig
-
-    try:
-        values, _ = PretrainedConfig.get_config_dict(path)
-    except OSError:
-        return None  # loading will say what is wrong with it
-    return values.get("reward_judge")  # type: ignore[no-any-return]

@@ -2,12 +2,15 @@ r"""A reward model without labels: how probable is a solution to a model that kn
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
+from lit_thinkfast.reading import read_causal_lm
 from lit_thinkfast.records import Completion
-from lit_thinkfast.verification.reward import StepRewardModel, StepText, line_ends
+from lit_thinkfast.verification.protocols import Loaded
+from lit_thinkfast.verification.reward import StepRewardModel
+from lit_thinkfast.verification.scores import log_odds_of
+from lit_thinkfast.verification.steps import StepText, line_ends, prompt_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +29,8 @@ class LikelihoodRewardModel(StepRewardModel):
     reward (arXiv:2412.01981) with a uniform reference.
 
     The token that ends a response belongs to the last line of a completion that ended by itself. Below a probability of
-    1e-323, some thousand tokens of unsure text, a score is 0 and only ``log_odds`` still tell completions apart.
+    1e-323, some thousand tokens of unsure text, a score is the smallest positive number, and only ``log_odds`` still
+    tell completions apart.
 
     Args:
         path: Hugging Face folder or hub id of model and tokenizer. Loaded at the first score.
@@ -52,9 +56,14 @@ class LikelihoodRewardModel(StepRewardModel):
         super().__init__(path, aggregation="last", batch_size=batch_size, device=device, dtype=dtype)
         self.name = f"{os.path.basename(os.path.normpath(self.path))} (likelihood)"
 
-    def encode(self, tokenizer: Any, prompt: list[int], completion: Completion) -> StepText:
+    def read(self, tokenizer: Any, dtype: Any) -> Loaded:
+        return Loaded(read_causal_lm(self.path, self.path, dtype=dtype).to(self.device).eval(), tokenizer)
+
+    def encode(self, question: str, completion: Completion) -> StepText:
         from lit_thinkfast.data.prompts import end_token_id
 
+        tokenizer = self.loaded.tokenizer
+        prompt = prompt_ids(tokenizer, question)
         ids, ends = line_ends(tokenizer, completion.text)
         if completion.finish_reason == "stop":
             ids = [*ids, end_token_id(tokenizer)]
@@ -62,19 +71,21 @@ class LikelihoodRewardModel(StepRewardModel):
             ends.append(len(ids) - 1)  # the last line, which no newline ends
         return StepText([*prompt, *ids], len(prompt), [len(prompt) + end for end in ends])
 
-    def judge(self, model: Any, tokenizer: Any, texts: list[StepText]) -> list[list[float]]:
+    def judge(self, texts: list[StepText]) -> list[list[float]]:
         import torch
 
-        hidden = self.hidden_states(model, texts)
+        hidden = self.hidden_states(texts)
         # each token of a solution is predicted at the one before it
         spans = [(text.prompt_tokens, max(text.prompt_tokens, len(text.ids))) for text in texts]
         before = torch.cat([row[start - 1 : end - 1] for row, (start, end) in zip(hidden, spans, strict=True)])
         targets = [token for text in texts for token in text.ids[text.prompt_tokens :]]
-        log_p = log_probabilities(model, before, torch.tensor(targets, dtype=torch.long, device=hidden.device))
+        log_p = log_probabilities(
+            self.loaded.model, before, torch.tensor(targets, dtype=torch.long, device=hidden.device)
+        )
         found = []
         for text, own in zip(texts, log_p.split([end - start for start, end in spans]), strict=True):
             so_far = own.cumsum(0).tolist()
-            found.append([_log_odds(so_far[end - text.prompt_tokens]) for end in text.ends])
+            found.append([log_odds_of(so_far[end - text.prompt_tokens]) for end in text.ends])
         return found
 
 
@@ -91,13 +102,3 @@ def log_probabilities(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
         scores = torch.nn.functional.linear(rows.float(), weight, bias).double().log_softmax(-1)
         parts.append(scores.gather(-1, own[:, None])[:, 0])
     return torch.cat(parts)
-
-
-def _log_odds(log_p: float) -> float:
-    """Return log p - log(1 - p).
-
-    >>> round(_log_odds(math.log(0.75)), 6) == round(math.log(3), 6)
-    True
-    """
-    log_p = min(log_p, -1e-16)  # a probability of one, to the last digit
-    return log_p - math.log(-math.expm1(log_p))

@@ -77,10 +77,14 @@ def test_what_does_not_fit_is_refused_in_one_line(marked, tmp_path):
     for load in (lambda: load_reward_model(by_likelihood, judge="signs"), ProcessRewardModel(by_likelihood).load):
         with pytest.raises(ValueError, match="was made to judge by likelihood, not by signs"):
             load()
-    with pytest.raises(ValueError, match="aggregation 'min' is for signs and heads"):
+    with pytest.raises(ValueError, match="aggregation 'min' is for signs, heads and other protocols"):
         load_reward_model(by_likelihood, aggregation="min")
-    with pytest.raises(ValueError, match="unknown judge 'oracle'; known: signs, head, likelihood"):
+    with pytest.raises(ValueError, match="unknown judge 'oracle'; choose one of signs, head, likelihood"):
         load_reward_model(marked("oracle"))
+    with pytest.raises(ValueError, match="unknown judge 'oracle'; known: signs, head, likelihood"):
+        load_reward_model(by_likelihood, judge="oracle")
+    with pytest.raises(ValueError, match="unknown protocol 'oracle'; known: auto, signs, head, rlhflow-deepseek"):
+        ProcessRewardModel(by_likelihood, protocol="oracle")
     with pytest.raises(ValueError, match="reward_scope 'half' of its config is not one of process, outcome"):
         load_reward_model(marked("signs", reward_scope="half"))
     headless = marked("head")

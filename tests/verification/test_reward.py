@@ -90,8 +90,7 @@ def test_steps_are_scored_where_training_puts_their_labels(folder):
     lines = problem.solution.count("\n") + 1
     example = Example("e", problem.question, problem.solution, step_labels=(True,) * lines)
     _, labels = encode_example(tokenizer, example)
-    prompt = render_prompt(tokenizer, problem.question)
-    text = ProcessRewardModel(folder).encode(tokenizer, prompt, completion(problem, problem.solution))
+    text = ProcessRewardModel(folder).encode(problem.question, completion(problem, problem.solution))
     assert [end + 1 for end in text.ends] == [t for t, label in enumerate(labels) if label != -100]
     assert text.ids == encode_example(tokenizer, example)[0][: len(text.ids)]
 
@@ -151,9 +150,9 @@ def save(model, folder):
     return folder
 
 
-def refusal(folder, dtype="float32"):
+def refusal(folder, dtype="float32", protocol="auto"):
     with pytest.raises((ValueError, FileNotFoundError), match=folder.name) as error:
-        ProcessRewardModel(folder, dtype=dtype).load()
+        ProcessRewardModel(folder, protocol=protocol, dtype=dtype).load()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -165,7 +164,9 @@ def test_a_classifier_is_no_reward_model(folder, tmp_path, caplog):
         (True, "not in the model: 1, first score.w"),
     ):
         model = LlamaForSequenceClassification(small(folder, tie_word_embeddings=tied))
-        said = refusal(save(model, tmp_path / f"classifier{tied}"))
+        path = save(model, tmp_path / f"classifier{tied}")
+        assert "LlamaForSequenceClassification of several labels is no reward model" in refusal(path)
+        said = refusal(path, protocol="signs")
         assert words in said
         assert "it is no whole LlamaForCausalLM" in said
     assert "LOAD REPORT" not in caplog.text
