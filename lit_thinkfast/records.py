@@ -138,11 +138,6 @@ class Verdict:
     def correct(self) -> bool:
         return self.outcome == "correct"
 
-    @property
-    def rank(self) -> float | None:
-        """What to rank samples by: the log-odds if they are known, else the score."""
-        return self.score if self.log_odds is None else self.log_odds
-
 
 @dataclass(frozen=True, slots=True)
 class BudgetPoint:

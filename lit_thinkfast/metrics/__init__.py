@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_thinkfast.metrics.accuracy import (
+        AccuracyAtK,
         BestOfNAccuracy,
         Coverage,
         MajorityVoteAccuracy,
         WeightedBestOfNAccuracy,
+        accuracy_metrics,
     )
+    from lit_thinkfast.metrics.compat import COMPAT, accuracies_as
     from lit_thinkfast.metrics.evaluator import ReasoningEvaluator
     from lit_thinkfast.metrics.grid import SampleGrid
-    from lit_thinkfast.metrics.tables import Grid, accuracies, verdict_grid
+    from lit_thinkfast.metrics.tables import Grid, accuracies, accuracy_curves, accuracy_intervals, verdict_grid
 
 __all__ = [
+    "COMPAT",
+    "AccuracyAtK",
     "BestOfNAccuracy",
     "Coverage",
     "Grid",
@@ -29,10 +34,16 @@ __all__ = [
     "SampleGrid",
     "WeightedBestOfNAccuracy",
     "accuracies",
+    "accuracies_as",
+    "accuracy_curves",
+    "accuracy_intervals",
+    "accuracy_metrics",
     "verdict_grid",
 ]
 
 _HOME = {
+    "COMPAT": "compat",
+    "AccuracyAtK": "accuracy",
     "BestOfNAccuracy": "accuracy",
     "Coverage": "accuracy",
     "MajorityVoteAccuracy": "accuracy",
@@ -41,6 +52,10 @@ _HOME = {
     "SampleGrid": "grid",
     "Grid": "tables",
     "accuracies": "tables",
+    "accuracies_as": "compat",
+    "accuracy_curves": "tables",
+    "accuracy_intervals": "tables",
+    "accuracy_metrics": "accuracy",
     "verdict_grid": "tables",
 }
 

@@ -1,25 +1,29 @@
 """torchmetrics of test-time accuracy: each keeps a :class:`~lit_thinkfast.metrics.grid.SampleGrid` and estimates on it.
 
-Metrics of one grid size have equal states, so a ``MetricCollection`` of several rules and ks updates one grid.
+Metrics of one grid size have equal states, so a ``MetricCollection`` of several rules and ks updates one grid;
+:func:`accuracy_metrics` makes one.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from lit_thinkfast.metrics import functional
-from lit_thinkfast.metrics.functional import Subsets, Ties
 from lit_thinkfast.metrics.grid import SampleGrid
+from lit_thinkfast.metrics.rows import Invalid, Subsets, Ties, choose
 from lit_thinkfast.metrics.tables import Grid
+from lit_thinkfast.records import Rule
 
 Transform = Literal["identity", "sigmoid"]
 
 
-class _AtK(SampleGrid):
-    """A metric of k samples on a grid.
+class AccuracyAtK(SampleGrid):
+    """A metric of k samples on a grid. A new rule is a subclass with its own :meth:`accuracy`.
 
     Args:
         k: Samples drawn, from 1 to ``num_samples``.
@@ -30,6 +34,9 @@ class _AtK(SampleGrid):
         ValueError: k is larger than the number of samples.
     """
 
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
     def __init__(self, k: int, *, num_problems: int, num_samples: int) -> None:
         super().__init__(num_problems, num_samples=num_samples)
         if not 1 <= k <= num_samples:
@@ -38,13 +45,23 @@ class _AtK(SampleGrid):
 
     def compute(self) -> Tensor:
         """Return the mean over the problems seen, float64."""
-        return self._accuracy(super().compute())
+        return self.accuracy(super().compute())
 
-    def _accuracy(self, grid: Grid) -> Tensor:
-        raise NotImplementedError
+    def accuracy(self, grid: Grid) -> Tensor:
+        """Return the scalar that this rule makes of a grid."""
+        raise NotImplementedError(f"{type(self).__name__} has no rule; write accuracy(grid)")
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot this value, or several, with torchmetrics; see ``torchmetrics.Metric``. Needs matplotlib.
+
+        Args:
+            val: Values of :meth:`compute` or ``forward``; by default the present one.
+            ax: A matplotlib axis; by default a new figure.
+        """
+        return self._plot(val, ax)
 
 
-class Coverage(_AtK):
+class Coverage(AccuracyAtK):
     """Probability that at least one of k samples is correct (pass@k); see :func:`functional.coverage`.
 
     Args:
@@ -63,11 +80,11 @@ class Coverage(_AtK):
         super().__init__(k, num_problems=num_problems, num_samples=num_samples)
         self.subsets: Subsets = subsets
 
-    def _accuracy(self, grid: Grid) -> Tensor:
+    def accuracy(self, grid: Grid) -> Tensor:
         return functional.coverage(grid.correct, self.k, subsets=self.subsets)
 
 
-class MajorityVoteAccuracy(_AtK):
+class MajorityVoteAccuracy(AccuracyAtK):
     """Probability that the most frequent of k answers is correct; see :func:`functional.majority_vote_accuracy`.
 
     Args:
@@ -76,22 +93,31 @@ class MajorityVoteAccuracy(_AtK):
         num_samples: Samples a problem at most.
         ties: ``split`` the credit, or the ``first`` seen wins.
         subsets: ``all`` k-subsets, or the first k (``prefix``).
+        invalid: Samples without an answer ``abstain``, ``vote`` or ``drop`` out.
     """
 
     def __init__(
-        self, k: int, *, num_problems: int, num_samples: int, ties: Ties = "split", subsets: Subsets = "all"
+        self,
+        k: int,
+        *,
+        num_problems: int,
+        num_samples: int,
+        ties: Ties = "split",
+        subsets: Subsets = "all",
+        invalid: Invalid = "abstain",
     ) -> None:
         super().__init__(k, num_problems=num_problems, num_samples=num_samples)
         self.ties: Ties = ties
         self.subsets: Subsets = subsets
+        self.invalid: Invalid = invalid
 
-    def _accuracy(self, grid: Grid) -> Tensor:
+    def accuracy(self, grid: Grid) -> Tensor:
         return functional.majority_vote_accuracy(
-            grid.correct, grid.answers, self.k, ties=self.ties, subsets=self.subsets
+            grid.correct, grid.answers, self.k, ties=self.ties, subsets=self.subsets, invalid=self.invalid
         )
 
 
-class BestOfNAccuracy(_AtK):
+class BestOfNAccuracy(AccuracyAtK):
     """Probability that the best-scored of k samples is correct; see :func:`functional.best_of_n_accuracy`.
 
     Args:
@@ -100,21 +126,38 @@ class BestOfNAccuracy(_AtK):
         num_samples: Samples a problem at most.
         ties: ``split`` the credit, or the ``first`` seen wins.
         subsets: ``all`` k-subsets, or the first k (``prefix``).
+        invalid: Samples without an answer ``abstain``, ``vote`` or ``drop`` out; by default they are as good as others.
     """
 
     def __init__(
-        self, k: int, *, num_problems: int, num_samples: int, ties: Ties = "split", subsets: Subsets = "all"
+        self,
+        k: int,
+        *,
+        num_problems: int,
+        num_samples: int,
+        ties: Ties = "split",
+        subsets: Subsets = "all",
+        invalid: Invalid = "vote",
     ) -> None:
         super().__init__(k, num_problems=num_problems, num_samples=num_samples)
         self.ties: Ties = ties
         self.subsets: Subsets = subsets
+        self.invalid: Invalid = invalid
 
-    def _accuracy(self, grid: Grid) -> Tensor:
+    def accuracy(self, grid: Grid) -> Tensor:
         _check_scored(grid)
-        return functional.best_of_n_accuracy(grid.correct, grid.scores, self.k, ties=self.ties, subsets=self.subsets)
+        return functional.best_of_n_accuracy(
+            grid.correct,
+            grid.scores,
+            self.k,
+            ties=self.ties,
+            subsets=self.subsets,
+            answers=grid.answers,
+            invalid=self.invalid,
+        )
 
 
-class WeightedBestOfNAccuracy(_AtK):
+class WeightedBestOfNAccuracy(AccuracyAtK):
     """Probability that the answer with the most weight among k is correct.
 
     See :func:`functional.weighted_best_of_n_accuracy`. Scores are kept as float32, where probabilities near 1 run
@@ -127,6 +170,7 @@ class WeightedBestOfNAccuracy(_AtK):
         transform: From score to weight, in float64. ``identity`` refuses negative scores.
         ties: ``split`` the credit, or the ``first`` seen wins.
         subsets: ``all`` k-subsets, or the first k (``prefix``).
+        invalid: Samples without an answer ``abstain``, ``vote`` or ``drop`` out.
         num_subsets: Random subsets a problem where there are too many to visit.
         seed: Seed of the random subsets.
     """
@@ -140,19 +184,20 @@ class WeightedBestOfNAccuracy(_AtK):
         transform: Transform = "identity",
         ties: Ties = "split",
         subsets: Subsets = "all",
+        invalid: Invalid = "abstain",
         num_subsets: int = 1000,
         seed: int = 0,
     ) -> None:
         super().__init__(k, num_problems=num_problems, num_samples=num_samples)
-        if transform not in ("identity", "sigmoid"):
-            raise ValueError(f"transform {transform!r} is not one of identity, sigmoid")
+        choose("transform", transform, Transform)
         self.transform = transform
         self.ties: Ties = ties
         self.subsets: Subsets = subsets
+        self.invalid: Invalid = invalid
         self.num_subsets = num_subsets
         self.seed = seed
 
-    def _accuracy(self, grid: Grid) -> Tensor:
+    def accuracy(self, grid: Grid) -> Tensor:
         _check_scored(grid)
         return functional.weighted_best_of_n_accuracy(
             grid.correct,
@@ -161,9 +206,54 @@ class WeightedBestOfNAccuracy(_AtK):
             self.k,
             ties=self.ties,
             subsets=self.subsets,
+            invalid=self.invalid,
             num_subsets=self.num_subsets,
             seed=self.seed,
         )
+
+
+def accuracy_metrics(
+    ks: Sequence[int],
+    *,
+    num_problems: int,
+    num_samples: int,
+    rules: Sequence[Rule] = ("coverage", "majority"),
+    transform: Transform = "sigmoid",
+    ties: Ties = "split",
+    subsets: Subsets = "all",
+) -> MetricCollection:
+    """Return the metrics of several rules at several k as ``coverage@8`` and so on, which fill one grid together.
+
+    Args:
+        ks: Samples drawn, each from 1 to ``num_samples``.
+        num_problems: Problems of the evaluation set.
+        num_samples: Samples a problem at most.
+        rules: The best-of-N rules need a score with every sample.
+        transform: From score to weight; ``sigmoid`` takes scores for log-odds.
+        ties: ``split`` the credit, or the ``first`` seen wins.
+        subsets: ``all`` k-subsets, or the first k (``prefix``).
+
+    Raises:
+        ValueError: No ks, no rules, an unknown rule, or a k outside 1 .. ``num_samples``.
+
+    >>> list(accuracy_metrics([1, 2], num_problems=1, num_samples=4, rules=["coverage"]))
+    ['coverage@1', 'coverage@2']
+    """
+    n, p = num_samples, num_problems
+    made: dict[Rule, Callable[[int], Metric]] = {
+        "coverage": lambda k: Coverage(k, num_problems=p, num_samples=n, subsets=subsets),
+        "majority": lambda k: MajorityVoteAccuracy(k, num_problems=p, num_samples=n, ties=ties, subsets=subsets),
+        "best_of_n": lambda k: BestOfNAccuracy(k, num_problems=p, num_samples=n, ties=ties, subsets=subsets),
+        "weighted_best_of_n": lambda k: WeightedBestOfNAccuracy(
+            k, num_problems=p, num_samples=n, transform=transform, ties=ties, subsets=subsets
+        ),
+    }
+    if not ks or not rules or not set(rules) <= set(made):
+        raise ValueError(f"rules {list(rules)} at ks {list(ks)}: name at least one k, and some of {', '.join(made)}")
+    metrics: dict[str, Metric | MetricCollection] = {
+        f"{rule}@{k}": made[rule](k) for k in sorted(set(ks)) for rule in dict.fromkeys(rules)
+    }
+    return MetricCollection(metrics, compute_groups=[list(metrics)])
 
 
 def _check_scored(grid: Grid) -> None:

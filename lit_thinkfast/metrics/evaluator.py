@@ -86,6 +86,7 @@ class ReasoningEvaluator:
         """
         from lit_thinkfast.generation.sampler import Sampler
         from lit_thinkfast.verification.grading import MathVerifier
+        from lit_thinkfast.verification.scores import checked_scores, name_of
 
         grid = self._ready()
         if len(problems) != len(ids):
@@ -99,6 +100,7 @@ class ReasoningEvaluator:
         scores = None
         if self.reward_model is not None:
             rewards = self.reward_model.score(problems, completions)
+            rewards = checked_scores(rewards, completions, name_of(self.reward_model))
             scores = torch.tensor([reward.log_odds for reward in rewards], dtype=torch.float32)
         for problem, index in zip(problems, ids, strict=True):
             mine = [i for i, verdict in enumerate(verdicts) if verdict.problem_id == problem.id]
@@ -127,7 +129,7 @@ class ReasoningEvaluator:
             metric.update(*(torch.empty(0, dtype=torch.int64) for _ in range(4)))  # an idle process has seen nothing
         grid = metric.compute()
         if grid.scored:
-            grid = grid._replace(scores=torch.sigmoid(grid.scores))
+            grid = grid._replace(scores=torch.sigmoid(grid.scores), log_odds=grid.scores)
         return {"problems": float(len(grid.problem_ids)), **accuracies(grid, self.ks)}
 
     def _ready(self) -> SampleGrid:

@@ -4,10 +4,14 @@ Every process holds the whole grid, filled with a value below anything that can 
 cell by cell. So a cell that two processes filled counts once, a process may have seen few problems or none, no tensor
 changes its shape between processes, and any number of processes gives the grid, and the numbers, of one. All samples of
 a problem must be numbered and compared in one place, since ``answer`` is only meaningful within a problem.
+
+A cell takes nine bytes, six up to 127 samples a problem. Only types that both gloo and NCCL can gather are used.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +53,8 @@ class SampleGrid(Metric):
         self.num_problems, self.num_samples = num_problems, num_samples
         shape = (num_problems, num_samples)
         self.add_state("correct", torch.full(shape, -1, dtype=torch.int8), dist_reduce_fx="max")
-        self.add_state("answer", torch.full(shape, -1, dtype=torch.int64), dist_reduce_fx="max")
+        label = torch.int8 if num_samples <= torch.iinfo(torch.int8).max else torch.int32
+        self.add_state("answer", torch.full(shape, -1, dtype=label), dist_reduce_fx="max")
         self.add_state("score", torch.full(shape, -torch.inf, dtype=torch.float32), dist_reduce_fx="max")
 
     def update(
@@ -61,11 +66,12 @@ class SampleGrid(Metric):
             problem: ``(m,)`` row of each sample.
             sample: ``(m,)`` column of each sample.
             correct: ``(m,)`` bool.
-            answer: ``(m,)`` int, equal within a problem where the answers are equal; -1 for no answer.
+            answer: ``(m,)`` int below ``num_samples``, equal within a problem where the answers are equal, by custom
+                the column of the first sample that has it; -1 for no answer.
             score: ``(m,)`` reward, larger is better; kept as float32.
 
         Raises:
-            ValueError: Lengths differ, an index is outside the grid, or a score is NaN.
+            ValueError: Lengths differ, an index is outside the grid, an answer is no such number, or a score is NaN.
         """
         given = {"problem": problem, "sample": sample, "correct": correct, "answer": answer}
         if score is not None:
@@ -83,6 +89,11 @@ class SampleGrid(Metric):
                     f"{name} {int(index.min())}..{int(index.max())} is outside the grid's 0..{size - 1}; "
                     f"make the grid with a larger num_{name}s"
                 )
+        if len(answer) and not -1 <= int(answer.min()) <= int(answer.max()) < self.num_samples:
+            raise ValueError(
+                f"answers {int(answer.min())}..{int(answer.max())} are outside -1..{self.num_samples - 1}; "
+                "number an answer by the first sample that has it, -1 for none"
+            )
         cell = problem.to(self.correct.device, torch.int64) * self.num_samples + sample.to(self.correct.device)
         self.correct = _raised(self.correct, cell, correct)
         self.answer = _raised(self.answer, cell, answer)
@@ -100,7 +111,30 @@ class SampleGrid(Metric):
         if not seen.any():
             raise ValueError(f"none of the {self.num_problems} problems has a sample; update the metric before compute")
         rows = seen.nonzero().flatten()
-        return Grid(tuple(map(str, rows.tolist())), correct[rows], answer[rows], score[rows].double())
+        return Grid(tuple(map(str, rows.tolist())), correct[rows], answer[rows].long(), score[rows].double())
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Give a grid of one cell the shape back that torchmetrics takes from all results of one element."""
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            value = wrapped(*args, **kwargs)
+            if isinstance(value, Grid):
+                shape = (len(value.problem_ids), self.num_samples)
+                value = Grid(value.problem_ids, *(cells.view(shape) for cells in value[1:4]))
+            return value
+
+        return whole
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Move states to a device, never to another type: in half precision, scores that differ would tie."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, exclude_state)
 
 
 def _raised(state: Tensor, cell: Tensor, values: Tensor) -> Tensor:

@@ -5,15 +5,45 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+from lit_thinkfast.metrics.hypergeometric import Array, Indices
+from lit_thinkfast.metrics.rows import Row
 
 TIE = 1e-12
 """Sums this close, relatively, are equal: the order in which floats are added must not decide a vote."""
+
+
+def weighted_votes(
+    rows: Sequence[Row], k: int, *, ties: Literal["split", "first"], prefix: bool, num_subsets: int, seed: int
+) -> tuple[Array, Array, Array]:
+    """Return the accuracy of the vote by scores for each problem, its standard error, and that of their mean.
+
+    A problem with fewer than k samples is NaN; the mean leaves it out. Errors are 0 where every subset was visited, or
+    with ``prefix`` the only one that counts. Subsets are the same for problems of one size: errors of the mean follow
+    from the draws of all problems added up.
+    """
+    values, errors = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    together: Array | float = 0.0
+    counted = 0
+    for problem, row in enumerate(rows):
+        if row.n < k:
+            continue
+        counted += 1
+        chosen, everyone = draw_subsets(k if prefix else row.n, k, num_subsets=num_subsets, seed=seed)
+        won = vote(row.correct, row.answers, row.scores, chosen, ties=ties)
+        values[problem] = won.mean()
+        errors[problem] = 0.0 if everyone else _standard_error(won)
+        together = together if everyone else together + (won - values[problem])
+    pooled = _standard_error(together / counted) if isinstance(together, np.ndarray) else 0.0
+    return values, errors, np.array(pooled)
+
+
+def _standard_error(draws: Array) -> float:
+    return float(draws.std(ddof=1) / math.sqrt(len(draws))) if len(draws) > 1 else math.nan
 
 
 @functools.lru_cache(maxsize=16)
@@ -40,7 +70,13 @@ def _permutations(n: int, count: int, seed: int) -> Indices:
 
 
 def vote(
-    correct: Array, answers: Indices, weights: Array, subsets: Indices, *, ties: Literal["split", "first"]
+    correct: Array,
+    answers: Indices,
+    weights: Array,
+    subsets: Indices,
+    *,
+    ties: Literal["split", "first"],
+    tolerance: float = TIE,
 ) -> Array:
     """Return for each subset the credit of the answer with the largest sum of weights.
 
@@ -50,6 +86,7 @@ def vote(
         weights: ``(samples,)``.
         subsets: ``(subsets, k)`` indices of samples, each row increasing.
         ties: ``split``: the mean over tied answers. ``first``: the tied answer with the smallest sample index.
+        tolerance: Sums this close, relatively, tie.
 
     Returns:
         ``(subsets,)`` in 0 to 1; 0 where nobody answered. The credit of an answer is the mean of ``correct`` over those
@@ -67,8 +104,8 @@ def vote(
 
     counts, sums = total(np.ones(len(answers))), total(np.where(answers < 0, 0.0, weights))
     present = (counts > 0) & (named >= 0)
-    best = np.where(present, sums, -np.inf).max(axis=1, keepdims=True)
-    tied = present & (sums >= best - TIE * np.abs(best))
+    best = np.where(present, sums, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
+    tied = present & (sums >= best - tolerance * np.abs(np.where(best > -np.inf, best, 0.0)))
     if ties == "split":
         credit = total(correct) / np.maximum(counts, 1)
         return np.asarray((credit * tied).sum(axis=1) / np.maximum(tied.sum(axis=1), 1), dtype=np.float64)

@@ -143,7 +143,8 @@ class MathShepherd(RewardProtocol):
     r"""Math-Shepherd's Mistral 7B: each step ends with the tag, where ``+`` or ``-`` is predicted.
 
     As the card of its data set has it: question, space, solution, whose steps are the lines. ``search-and-learn`` puts
-    a system prompt and a newline before the question, a newline after it, and takes what blank lines separate for steps.
+    a system prompt and a newline before the question, a newline after it, and takes what blank lines separate for
+    steps.
 
     Args:
         separator: What ends a step, newlines. Several in a row end one.

@@ -8,7 +8,6 @@ import datetime
 import multiprocessing
 import random
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,8 +22,10 @@ from lit_thinkfast.metrics import (
     ReasoningEvaluator,
     SampleGrid,
     WeightedBestOfNAccuracy,
+    accuracy_metrics,
 )
 from lit_thinkfast.records import Completion, Problem
+from lit_thinkfast.verification import RewardScore
 
 
 def world(seed, problems, samples):
@@ -45,6 +46,11 @@ def metrics(problems, samples):
         BestOfNAccuracy(2, **size),
         WeightedBestOfNAccuracy(2, num_subsets=5, **size),
     ]
+
+
+def collection(problems, samples):
+    rules = ("coverage", "majority", "weighted_best_of_n", "best_of_n")
+    return accuracy_metrics([1, 2], num_problems=problems, num_samples=samples, rules=rules)
 
 
 def feed(metric, cells):
@@ -79,7 +85,7 @@ class ScriptedSampler:
 
 class ScriptedRewards:
     def score(self, problems, completions):
-        return [SimpleNamespace(log_odds=random.Random(f"{c.problem_id}-{c.sample}").gauss(0, 2)) for c in completions]
+        return [RewardScore((), random.Random(f"{c.problem_id}-{c.sample}").gauss(0, 2)) for c in completions]
 
 
 def evaluate(indices, num_problems):
@@ -89,6 +95,17 @@ def evaluate(indices, num_problems):
     for i in sorted(indices):
         evaluator.evaluate(None, None, [Problem(f"p{i}", "2 + 2?", "4")], [i])
     return evaluator
+
+
+def compare_collections(cells, mine):
+    together, alone = collection(7, 4), collection(7, 4)
+    for metric in alone.values():
+        metric.sync_on_compute = False
+    feed(alone, cells)
+    feed(together, mine)
+    if not mine:
+        together.update(*(torch.empty(0, dtype=torch.long) for _ in range(4)))
+    assert together.compute() == alone.compute()
 
 
 def main(rank, world_size, rendezvous):
@@ -106,6 +123,8 @@ def main(rank, world_size, rendezvous):
                 alone.sync_on_compute = False
                 feed(alone, cells)
                 assert together.compute().item() == alone.compute().item(), (rank, problems, layout, together)
+            if problems == 7:
+                compare_collections(cells, mine)
             together = evaluate(share(rank, world_size, problems, layout), problems)
             alone = evaluate(range(problems), problems)
             alone.grid.sync_on_compute = False

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import pytest
@@ -6,7 +7,6 @@ from lit_thinkfast.generation.config import SamplingConfig
 from lit_thinkfast.metrics import ReasoningEvaluator, accuracies, verdict_grid
 from lit_thinkfast.records import Completion, Problem
 from lit_thinkfast.verification import MathVerifier, RewardScore
-from lit_thinkfast.verification.files import with_scores
 
 
 class Scripted:
@@ -43,7 +43,12 @@ def test_the_evaluator_agrees_with_the_way_through_files(problems):
     evaluator.evaluate(None, None, [], [])
     evaluator.evaluate(None, None, problems[:3], [0, 1, 2])
     completions = list(Scripted(None, None, config).sample(problems))
-    verdicts = with_scores(MathVerifier().grade_batch(problems, completions), Rewards(), problems, completions)
+    verdicts = [
+        dataclasses.replace(verdict, score=reward.score, log_odds=reward.log_odds)
+        for verdict, reward in zip(
+            MathVerifier().grade_batch(problems, completions), Rewards().score(problems, completions), strict=True
+        )
+    ]
     expected = {"problems": 6.0, **accuracies(verdict_grid(verdicts), [1, 2, 4, 8])}
     assert evaluator.compute() == pytest.approx(expected, abs=1e-15)
     assert list(evaluator.compute())[:5] == [
@@ -53,6 +58,15 @@ def test_the_evaluator_agrees_with_the_way_through_files(problems):
         "weighted_best_of_n@1",
         "best_of_n@1",
     ]
+
+
+def test_one_problem_with_one_sample(problems):
+    evaluator = ReasoningEvaluator(SamplingConfig(num_samples=1), reward_model=Rewards())
+    evaluator.setup(1)
+    evaluator.evaluate(None, None, problems[2:3], [0])
+    found = evaluator.compute()
+    assert found["problems"] == 1.0
+    assert found["coverage@1"] == found["majority@1"] == found["best_of_n@1"] == found["weighted_best_of_n@1"]
 
 
 def test_a_new_round_starts_empty(problems):

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_thinkfast.metrics.functional import (
     FewerSamplesWarning,
     best_of_n_accuracy,
     coverage,
+    g_pass,
     majority_vote_accuracy,
     weighted_best_of_n_accuracy,
     weighted_best_of_n_estimate,
@@ -159,6 +162,104 @@ def test_random_subsets_come_with_an_honest_error_and_repeat():
     assert alone == together[2]
 
 
+@pytest.mark.parametrize("subsets", ["all", "prefix"])
+@pytest.mark.parametrize("ties", ["split", "first"])
+def test_several_k_make_a_last_axis(subsets, ties):
+    correct, answers, scores = tensors(worlds())
+    ks = [5, 1, 8]
+    calls = [
+        lambda k, r: coverage(correct, k, subsets=subsets, reduction=r),
+        lambda k, r: g_pass(correct, k, threshold=0.5, subsets=subsets, reduction=r),
+        lambda k, r: majority_vote_accuracy(correct, answers, k, ties=ties, subsets=subsets, reduction=r),
+        lambda k, r: best_of_n_accuracy(correct, scores, k, ties=ties, subsets=subsets, reduction=r),
+        lambda k, r: weighted_best_of_n_accuracy(correct, answers, scores, k, ties=ties, subsets=subsets, reduction=r),
+        lambda k, r: weighted_best_of_n_estimate(correct, answers, scores, k, subsets=subsets, reduction=r)[1],
+    ]
+    for call in calls:
+        each = torch.stack([call(k, "none") for k in ks], dim=-1)
+        torch.testing.assert_close(call(ks, "none"), each, rtol=0, atol=0, equal_nan=True)
+        with pytest.warns(FewerSamplesWarning):
+            together = call(ks, "mean")
+        with pytest.warns(FewerSamplesWarning):
+            assert together.tolist() == [call(k, "mean").item() for k in ks]
+
+
+@pytest.mark.parametrize("invalid", ["abstain", "vote", "drop"])
+@pytest.mark.parametrize("ties", ["split", "first"])
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+def test_samples_without_an_answer_abstain_vote_or_drop_out(invalid, ties, k):
+    rng = random.Random(21)
+    problems = [brute.random_samples(rng, n) for n in (7, 8, 9)] + [[(0, False, -1, 0.5)] * 7]
+    correct, answers, scores = tensors(problems)
+
+    def seen(samples):
+        if invalid == "vote":
+            return [(i, c, 99 if a < 0 else a, s) for i, c, a, s in samples]
+        return [sample for sample in samples if invalid == "abstain" or sample[2] >= 0]
+
+    def best(subset):
+        answered = [sample for sample in subset if sample[2] >= 0]
+        return brute.best_of_n(answered, ties) if answered else 0.0
+
+    options = {"ties": ties, "invalid": invalid, "reduction": "none"}
+    found = {
+        best: best_of_n_accuracy(correct, scores, k, answers=answers, **options),
+        lambda s: brute.majority(s, ties): majority_vote_accuracy(correct, answers, k, **options),
+        lambda s: brute.weighted(s, ties): weighted_best_of_n_accuracy(correct, answers, scores, k, **options),
+    }
+    for rule, values in found.items():
+        expected = torch.tensor([brute.over_subsets(seen(p), k, rule) for p in problems], dtype=torch.float64)
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_a_score_of_minus_infinity_beats_no_answer():
+    correct, answers = torch.tensor([[0, 1]]), torch.tensor([[-1, 0]])
+    scores = torch.tensor([[-torch.inf, -torch.inf]])
+    assert best_of_n_accuracy(correct, scores, 2, answers=answers) == 1.0
+    assert best_of_n_accuracy(correct, scores, 2) == 0.5
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.5, 0.75, 1.0])
+def test_g_pass_is_the_mean_over_all_subsets(threshold):
+    problems = worlds()
+    for k in (1, 2, 3, 4, 8):
+        least = max(math.ceil(threshold * k), 1)
+        found = g_pass(tensors(problems)[0], k, threshold=threshold, reduction="none")
+
+        def steady(subset, least=least):
+            return float(sum(correct for _, correct, *_ in subset) >= least)
+
+        expected = [brute.over_subsets(p, k, steady) for p in problems]
+        expected = torch.tensor(expected, dtype=torch.float64)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14, equal_nan=True)
+        if least == 1:
+            torch.testing.assert_close(found, coverage(tensors(problems)[0], k, reduction="none"), equal_nan=True)
+
+
+def test_random_subsets_are_no_longer_asked_for():
+    correct, answers, _ = tensors([brute.random_samples(random.Random(1), 6)])
+    with pytest.warns(FutureWarning, match="have no effect"):
+        majority_vote_accuracy(correct, answers, 2, ties="first", num_subsets=10)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_small_problem_is_the_mean_over_its_subsets(data):
+    n = data.draw(st.integers(1, 7))
+    cell = st.tuples(st.booleans(), st.integers(-1, 3), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+    samples = [(i, c and a >= 0, a, s) for i, (c, a, s) in enumerate(data.draw(st.lists(cell, min_size=n, max_size=n)))]
+    k, ties = data.draw(st.integers(1, n)), data.draw(st.sampled_from(["split", "first"]))
+    correct, answers, scores = tensors([samples], width=n + data.draw(st.integers(0, 2)))
+    pairs = [
+        (majority_vote_accuracy(correct, answers, k, ties=ties), lambda s: brute.majority(s, ties)),
+        (best_of_n_accuracy(correct, scores, k, ties=ties), lambda s: brute.best_of_n(s, ties)),
+        (weighted_best_of_n_accuracy(correct, answers, scores, k, ties=ties), lambda s: brute.weighted(s, ties)),
+        (coverage(correct, k), brute.coverage),
+    ]
+    for value, rule in pairs:
+        assert value.item() == pytest.approx(brute.over_subsets(samples, k, rule), abs=1e-12)
+
+
 def test_a_problem_with_too_few_samples_is_left_out_and_counted():
     correct = torch.tensor([[1, 0, 1], [1, -1, -1]], dtype=torch.int8)
     assert coverage(correct, 2, reduction="none").isnan().tolist() == [False, True]
@@ -184,7 +285,13 @@ def test_a_problem_with_too_few_samples_is_left_out_and_counted():
         (lambda c, a, s: weighted_best_of_n_accuracy(c, a, s * math.nan, 1), "score NaN"),
         (lambda c, a, s: weighted_best_of_n_accuracy(c, a, -s, 1), "torch.sigmoid"),
         (lambda c, a, s: weighted_best_of_n_accuracy(c, a, s / 0, 1), "finite"),
+        (lambda c, a, s: weighted_best_of_n_accuracy(c, a, -s, 1), "problem 0 sample [0-3] has -0"),
         (lambda c, a, s: weighted_best_of_n_accuracy(c, a, s, 1, num_subsets=0), "num_subsets 0"),
+        (lambda c, a, s: coverage(c, []), "ks is empty"),
+        (lambda c, a, s: coverage(c, [1, 5]), "k 5 is larger than the 4 samples"),
+        (lambda c, a, s: majority_vote_accuracy(c, a, 1, invalid="ignore"), "invalid 'ignore' is not one of"),
+        (lambda c, a, s: majority_vote_accuracy(c, a * 0 - 1, 1, invalid="drop"), "larger than the 0 samples"),
+        (lambda c, a, s: g_pass(c, 1, threshold=0.0), "threshold 0.0 is not above 0"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused_in_one_line(call, message):

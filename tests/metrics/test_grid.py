@@ -1,4 +1,6 @@
 import copy
+import itertools
+import math
 import pickle
 
 import pytest
@@ -6,12 +8,16 @@ import torch
 from torchmetrics import MetricCollection
 
 from lit_thinkfast.metrics import (
+    AccuracyAtK,
     BestOfNAccuracy,
     Coverage,
     MajorityVoteAccuracy,
     SampleGrid,
     WeightedBestOfNAccuracy,
     accuracies,
+    accuracy_curves,
+    accuracy_intervals,
+    accuracy_metrics,
     verdict_grid,
 )
 from lit_thinkfast.metrics import functional as F
@@ -44,7 +50,7 @@ def test_classes_return_what_functions_return():
     torch_cells = cells()
     grid = SampleGrid(**SIZE)
     grid.update(*torch_cells)
-    _, correct, answers, scores = grid.compute()
+    _, correct, answers, scores, _ = grid.compute()
     weights = torch.sigmoid(scores)
     for k in (1, 2, 3):
         for ties in ("split", "first"):
@@ -61,6 +67,28 @@ def test_classes_return_what_functions_return():
                 metric.update(*torch_cells)
                 assert metric.compute() == expected
                 assert metric.compute().dtype == torch.float64
+
+
+@pytest.mark.parametrize("invalid", ["abstain", "vote", "drop"])
+def test_samples_without_an_answer_are_switched_as_in_the_functions(invalid):
+    grid = SampleGrid(**SIZE)
+    grid.update(*cells())
+    _, correct, answers, scores, _ = grid.compute()
+    weighted = WeightedBestOfNAccuracy(2, transform="sigmoid", invalid=invalid, **SIZE)
+    pairs = [
+        (
+            MajorityVoteAccuracy(2, invalid=invalid, **SIZE),
+            F.majority_vote_accuracy(correct, answers, 2, invalid=invalid),
+        ),
+        (
+            BestOfNAccuracy(2, invalid=invalid, **SIZE),
+            F.best_of_n_accuracy(correct, scores, 2, answers=answers, invalid=invalid),
+        ),
+        (weighted, F.weighted_best_of_n_accuracy(correct, answers, torch.sigmoid(scores), 2, invalid=invalid)),
+    ]
+    for metric, expected in pairs:
+        metric.update(*cells())
+        assert metric.compute() == expected
 
 
 def test_order_and_repetition_of_updates_change_nothing():
@@ -110,6 +138,132 @@ def test_reset_copy_and_pickle():
     assert metric.state_dict() == {}
 
 
+def test_a_collection_of_every_rule_and_k_fills_one_grid(monkeypatch):
+    updates = []
+    filled = SampleGrid.update
+    monkeypatch.setattr(SampleGrid, "update", lambda self, *cells: (updates.append(self), filled(self, *cells)))
+    rules = ("coverage", "majority", "weighted_best_of_n", "best_of_n")
+    metrics = accuracy_metrics([3, 1, 2], rules=rules, **SIZE)
+    assert set(metrics) == {f"{rule}@{k}" for rule in rules for k in (1, 2, 3)}
+    columns = cells()
+    for chunk in (slice(0, 3), slice(3, 7)):
+        metrics.update(*(column[chunk] for column in columns))
+    assert len(updates) == 2
+    assert list(metrics.compute_groups) == [0]
+    grid = SampleGrid(**SIZE)
+    grid.update(*columns)
+    seen = grid.compute()
+    expected = accuracies(seen._replace(scores=torch.sigmoid(seen.scores)), [1, 2, 3])
+    found = metrics.compute()
+    assert {name: found[name].item() for name in expected} == expected
+    assert all(value.shape == () and value.dtype == torch.float64 for value in found.values())
+    for twin in (copy.deepcopy(metrics), pickle.loads(pickle.dumps(metrics)), metrics.clone()):
+        assert twin.compute() == found
+    of_batch = metrics(*(column[3:] for column in columns))
+    assert of_batch["coverage@1"] == 0.5
+    metrics.reset()
+    metrics.update(*(column[3:] for column in columns))
+    assert metrics.compute() == of_batch
+
+
+@pytest.mark.parametrize(
+    ("ks", "rules", "message"),
+    [
+        ([], ("coverage",), "name at least one k"),
+        ([1], (), "name at least one k"),
+        ([1], ("median",), "some of coverage, majority"),
+        ([5], ("coverage",), r"k 5 is not in 1\.\.4"),
+    ],
+)
+def test_a_collection_that_cannot_be_made(ks, rules, message):
+    with pytest.raises(ValueError, match=message) as error:
+        accuracy_metrics(ks, rules=rules, **SIZE)
+    assert "\n" not in str(error.value)
+
+
+def test_states_are_small_and_can_be_gathered_by_nccl():
+    small, large = SampleGrid(2, num_samples=127), SampleGrid(2, num_samples=128)
+    assert small.answer.dtype == torch.int8
+    assert large.answer.dtype == torch.int32
+    for grid, most in ((small, 126), (large, 127)):
+        grid.update(torch.tensor([1]), torch.tensor([most]), torch.tensor([True]), torch.tensor([most]))
+        assert grid.compute().answers[0, most] == most
+        assert grid.compute().answers.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.double(),
+        lambda m: m.to(torch.float16),
+        lambda m: m.to("cpu", torch.bfloat16),
+        lambda m: m.set_dtype(torch.float16),
+        lambda m: m.type(torch.float16),
+        lambda m: torch.nn.ModuleList([m]).half()[0],
+    ],
+    ids=["half", "bfloat16", "double", "to half", "to bfloat16", "set_dtype", "type", "parent"],
+)
+def test_scores_survive_half_precision(change):
+    close = torch.tensor([3.0, 3.0001, -1.0])
+    metric = BestOfNAccuracy(3, num_problems=1, num_samples=4)
+    metric.update(torch.zeros(3).long(), torch.arange(3), torch.tensor([False, True, False]), torch.arange(3), close)
+    metric = change(metric)
+    assert (metric.correct.dtype, metric.score.dtype) == (torch.int8, torch.float32)
+    assert metric.compute() == 1.0
+    metric.reset()
+    metric.update(torch.zeros(3).long(), torch.arange(3), torch.tensor([False, True, False]), torch.arange(3), close)
+    assert metric.compute() == 1.0
+
+
+def test_a_grid_moves_to_a_device_and_back():
+    metric = Coverage(2, **SIZE)
+    metric.update(*cells())
+    away = copy.deepcopy(metric).to("meta")
+    assert away.correct.device.type == "meta"
+    assert metric.to("cpu").compute() == copy.deepcopy(metric).compute()
+
+
+def test_one_cell_keeps_its_shape():
+    grid = SampleGrid(1, num_samples=1)
+    grid.update(torch.tensor([0]), torch.tensor([0]), torch.tensor([True]), torch.tensor([0]), torch.tensor([0.5]))
+    for twin in (grid, pickle.loads(pickle.dumps(grid)), copy.deepcopy(grid)):
+        assert [cells.shape for cells in twin.compute()[1:4]] == [(1, 1)] * 3
+        assert accuracies(twin.compute(), [1])["majority@1"] == 1.0
+    assert Coverage(1, num_problems=1, num_samples=1)(*(torch.tensor([v]) for v in (0, 0, 1, 0))) == 1.0
+
+
+def test_plots_are_those_of_torchmetrics():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metric = Coverage(2, **SIZE)
+    metric.update(*cells())
+    figure, axis = metric.plot()
+    assert axis.get_ylim()[0] >= -0.2
+    assert metric.plot([metric.compute(), metric.compute()], ax=axis)[1] is axis or figure is not None
+    metrics = accuracy_metrics([1, 2], **SIZE)
+    metrics.update(*cells())
+    assert len(metrics.plot()) == 4
+    plt.close("all")
+
+
+def test_a_rule_of_ones_own():
+    class FirstIsRight(AccuracyAtK):
+        def accuracy(self, grid):
+            return (grid.correct[:, : self.k] == 1).double().mean()
+
+    metric = FirstIsRight(2, **SIZE)
+    metric.update(*cells())
+    assert metric.compute() == 0.75
+    without = AccuracyAtK(1, **SIZE)
+    without.update(*cells())
+    with pytest.raises(NotImplementedError, match="AccuracyAtK has no rule"):
+        without.compute()
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -117,6 +271,8 @@ def test_reset_copy_and_pickle():
         (lambda: Coverage(5, **SIZE), "k 5 is not in 1..4"),
         (lambda: SampleGrid(0, num_samples=1), "num_problems 0 is below 1"),
         (lambda: WeightedBestOfNAccuracy(1, transform="exp", **SIZE), "transform 'exp'"),
+        (lambda: updated(Coverage(1, **SIZE), 3, torch.full((7,), 4)), r"answers 4\.\.4 are outside -1\.\.3"),
+        (lambda: updated(Coverage(1, **SIZE), 3, torch.full((7,), -2)), "answers -2..-2 are outside"),
         (lambda: Coverage(1, **SIZE).compute(), "none of the 3 problems has a sample"),
         (lambda: updated(Coverage(1, **SIZE), 0, torch.tensor([3] * 7)), "problem 3..3 is outside the grid's 0..2"),
         (lambda: updated(Coverage(1, **SIZE), 1, torch.tensor([-1] * 7)), "sample -1..-1 is outside"),
@@ -161,6 +317,29 @@ def test_verdicts_make_a_grid():
     assert table["coverage@2"] == 0.5
     unscored = verdict_grid([*verdicts(), Verdict("b", 1, "crashed", "x", "x")])
     assert list(accuracies(unscored, [1])) == ["coverage@1", "majority@1"]
+
+
+def test_equal_answers_are_equal_forms_or_equal_texts():
+    assert verdict_grid(verdicts(), by="answer").answers.tolist() == [[0, -1, 2], [0, -1, 2]]
+    with pytest.raises(ValueError, match="by 'text' is not one of"):
+        verdict_grid(verdicts(), by="text")
+
+
+def test_every_point_of_every_curve_has_an_interval():
+    made = [
+        Verdict(f"p{p}", s, "correct" if (p * s) % 3 == 1 else "incorrect", str(s % 2), str(s % 2), score=0.1 + s / 10)
+        for p, s in itertools.product(range(12), range(4))
+    ]
+    grid = verdict_grid(made)
+    table, sure = accuracies(grid, [4, 1, 2]), accuracy_intervals(grid, [1, 2, 4], resamples=500)
+    curves = accuracy_curves(grid, [1, 2, 4])
+    assert list(table) == list(sure)
+    for name, (mean, low, high) in sure.items():
+        assert mean == pytest.approx(table[name])
+        assert 0 <= low <= mean <= high <= 1
+    assert sure["coverage@1"].low < sure["coverage@1"].mean < sure["coverage@1"].high
+    assert curves["majority"].shape == (12, 3)
+    assert not any(math.isnan(value) for value in curves["best_of_n"].flatten().tolist())
 
 
 def test_verdicts_that_make_no_grid():
