@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDE = (5.0, 3.2)
+WIDE = (4.6, 3.05)
 NARROW = (3.9, 2.9)
 _LABEL_INCHES = 1.12
 

@@ -2,6 +2,8 @@ r"""From samples to curves over time.
 
 For each model and each k, how good is the answer chosen from k samples, and how long do k samples take?
 
+This is the first of two definitions of a time budget; :mod:`lit_thinkfast.analysis.deadline` has the second.
+
 The time of k samples of a problem is k times the mean engine time of one of its samples, as measured in the run; the
 mean over problems is the budget. Engine time is throughput time: samples were made in batches, and each carries its
 share, so the batch size of the run belongs to every statement. Reward-model time is added where it was measured and
@@ -14,7 +16,10 @@ models are paired (problems that are hard for all cancel out).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,14 +32,15 @@ from lit_thinkfast.metrics.functional import (
     majority_vote_accuracy,
     weighted_best_of_n_accuracy,
 )
+from lit_thinkfast.metrics.statistics import interval, resample_weights, weighted_means
 from lit_thinkfast.metrics.tables import Grid, verdict_grid
 from lit_thinkfast.records import BudgetPoint, Rule
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 RULES: tuple[Rule, ...] = ("coverage", "majority", "weighted_best_of_n", "best_of_n")
+_ENOUGH = 0.9
 SCORED: frozenset[str] = frozenset({"weighted_best_of_n", "best_of_n"})
-_ROUNDING = 1 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Measured:
         model: Name of the model.
         problem_ids: The problems, in the order of the rows below; the same for all models measured together.
         ks: Samples a problem, increasing.
-        sample_seconds: ``(problems,)`` mean engine seconds of one sample.
+        sample_seconds: ``(problems,)`` mean engine seconds of one sample; all NaN where they were not measured.
         scoring_seconds: Reward-model seconds of one sample.
         values: Rule -> ``(problems, len(ks))``; NaN where a problem has fewer than k samples.
     """
@@ -56,6 +62,11 @@ class Measured:
     sample_seconds: Array
     scoring_seconds: float
     values: Mapping[Rule, Array]
+
+    @property
+    def timed(self) -> bool:
+        """Whether the completions carry engine seconds. Without them there are values at k, but no curve over time."""
+        return bool(np.isfinite(self.sample_seconds).all())
 
     def seconds_for_one(self, rule: Rule) -> Array:
         """Return ``(problems,)`` seconds of one sample, its score included where ``rule`` needs one."""
@@ -79,33 +90,56 @@ def measure(
     *,
     ks: Sequence[int] | None = None,
     rules: Sequence[Rule] | None = None,
+    problems: Sequence[str] | None = None,
     on_step: Callable[[str, Rule], None] | None = None,
 ) -> dict[str, Measured]:
     """Evaluate every rule at every k on the problems that all runs share.
 
     Args:
         runs: Name of the model -> its run.
-        ks: Samples a problem. Default: :func:`default_ks` of the smallest number of samples that every model has.
+        ks: Samples a problem. Default: :func:`default_ks` of :func:`common_k`.
         rules: Default: all; the two that need scores only if every run has them.
+        problems: Ids of those to look at; default: :func:`shared_problems`.
         on_step: Called when one model is through one rule.
 
     Raises:
         ValueError: No run, no common problem, or a k that no problem of some model has samples for.
+    """
+    shared = shared_problems(runs) if problems is None else list(problems)
+    if rules is None:
+        scored = all(run.has_scores for run in runs.values())
+        rules = [rule for rule in RULES if scored or rule not in SCORED]
+    if ks is None:
+        ks = default_ks(common_k(runs, shared))
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks {list(ks)} must be numbers of samples from 1")
+    grid = tuple(sorted(set(ks)))
+    return {name: _measure_one(name, run, shared, grid, rules, on_step) for name, run in runs.items()}
+
+
+def shared_problems(runs: Mapping[str, ModelRun]) -> list[str]:
+    """Return the problems of which every run has a sample.
+
+    Raises:
+        ValueError: No run, or no such problem.
     """
     if not runs:
         raise ValueError("nothing to analyse; give at least one run")
     shared = [p for p in next(iter(runs.values())).by_problem if all(p in run.by_problem for run in runs.values())]
     if not shared:
         raise ValueError(f"the models {', '.join(runs)} have no problem in common; evaluate them on the same set")
-    if rules is None:
-        scored = all(run.has_scores for run in runs.values())
-        rules = [rule for rule in RULES if scored or rule not in SCORED]
-    if ks is None:
-        ks = default_ks(min(max(len(run.by_problem[p]) for p in shared) for run in runs.values()))
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks {list(ks)} must be numbers of samples from 1")
-    grid = tuple(sorted(set(ks)))
-    return {name: _measure_one(name, run, shared, grid, rules, on_step) for name, run in runs.items()}
+    return shared
+
+
+def common_k(runs: Mapping[str, ModelRun], problems: Sequence[str]) -> int:
+    """Return the largest number of samples that nine of ten problems have in every run.
+
+    A run that a deadline has cut has twice as many samples of some problems as of others. Values at a k that few
+    problems have are those of other problems (easy ones, with short solutions), and a curve that ends there bends for
+    that reason alone.
+    """
+    counts = sorted((min(len(run.by_problem[p]) for run in runs.values()) for p in problems), reverse=True)
+    return counts[math.ceil(_ENOUGH * len(counts)) - 1]
 
 
 def default_ks(most: int) -> list[int]:
@@ -121,105 +155,62 @@ def default_ks(most: int) -> list[int]:
 def measured_points(
     measured: Mapping[str, Measured], *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> list[BudgetPoint]:
-    """Return the curves with their bootstrap intervals, ordered by model, rule and k."""
+    """Return the curves with their bootstrap intervals, ordered by model, rule and k.
+
+    ``seconds`` is NaN for a model without engine seconds.
+    """
     points = []
     for name, m in measured.items():
-        weights = resample_weights(len(m.problem_ids), resamples=resamples, seed=seed)
+        weights = problem_weights(len(m.problem_ids), resamples, seed)
         for rule, values in m.values.items():
-            means = weighted_means(values, np.ones((1, len(values))))[0]
-            low, high = interval(weighted_means(values, weights), level=level)
+            means = weighted_means(values, weights)
+            low, high = interval(means[1:], level=level)
             second = float(m.seconds_for_one(rule).mean())
             for i, k in enumerate(m.ks):
                 behind = int(np.isfinite(values[:, i]).sum())
                 points.append(
-                    BudgetPoint(name, rule, k, k * second, float(means[i]), float(low[i]), float(high[i]), behind)
+                    BudgetPoint(name, rule, k, k * second, float(means[0, i]), float(low[i]), float(high[i]), behind)
                 )
     return points
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How much better one model is than another in the same time, ``first - second`` in shares (0.1 = 10 points).
+@functools.lru_cache(maxsize=2)
+def problem_weights(num_problems: int, resamples: int, seed: int) -> Array:
+    """Return ``(1 + resamples, problems)``: every problem once, then how often each draw of the bootstrap has it."""
+    draws = resample_weights(num_problems, resamples=resamples, seed=seed)
+    weights = np.concatenate([np.ones((1, num_problems)), draws])
+    weights.setflags(write=False)  # it is shared
+    return weights
 
-    NaN where one of them has not finished a sample by then.
+
+def priced(points: Iterable[BudgetPoint], prices: Mapping[str, float]) -> list[BudgetPoint]:
+    """Return the points with dollars in the place of seconds: fronts and curves of these are over money.
+
+    Args:
+        points: Over seconds.
+        prices: Model -> price of an hour of what it ran on; points of other models are left out.
     """
-
-    first: str
-    second: str
-    rule: Rule
-    seconds: float
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the 95 % interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+    return [dataclasses.replace(p, seconds=p.seconds / 3600 * prices[p.model]) for p in points if p.model in prices]
 
 
-def compare(
-    first: Measured, second: Measured, *, rule: Rule, seconds: float, resamples: int = 2000, seed: int = 0
-) -> Difference:
-    """Compare two models at one time budget, with a paired bootstrap over problems that resamples times as well.
+def checked_prices(prices: Mapping[str, float] | float | None, models: Iterable[str]) -> dict[str, float]:
+    """Return the price of an hour for each model; nothing where none is given.
 
     Raises:
-        ValueError: The two were not measured on the same problems.
+        ValueError: A price is not above 0, a model lacks one, or one is for a model that is not there.
     """
-    if first.problem_ids != second.problem_ids:
-        raise ValueError(
-            f"{first.model} and {second.model} were not measured on the same problems; measure them together"
-        )
-    weights = resample_weights(len(first.problem_ids), resamples=resamples, seed=seed)
-    every = np.ones((1, len(first.problem_ids)))
-    (k1, v1), (k2, v2) = (_within(m, rule, seconds, every) for m in (first, second))
-    estimate = float(v1[0] - v2[0])
-    draws = _within(first, rule, seconds, weights)[1] - _within(second, rule, seconds, weights)[1]
-    if k1[0] < first.ks[0] * _ROUNDING or k2[0] < second.ks[0] * _ROUNDING:
-        return Difference(first.model, second.model, rule, seconds, float("nan"), float("nan"), float("nan"))
-    low, high = interval(draws[:, None])
-    return Difference(first.model, second.model, rule, seconds, estimate, float(low[0]), float(high[0]))
-
-
-def resample_weights(num_problems: int, *, resamples: int, seed: int) -> Array:
-    """Return ``(resamples, problems)``: how often each problem is drawn when as many are drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    shares = np.full(num_problems, 1.0 / num_problems)
-    return rng.multinomial(num_problems, shares, size=resamples).astype(np.float64)
-
-
-def weighted_means(values: Array, weights: Array) -> Array:
-    """Return ``(resamples, ...)`` means over problems of ``(problems, ...)`` values, NaN left out."""
-    known = np.isfinite(values)
-    total, size = weights @ np.where(known, values, 0.0), weights @ known.astype(np.float64)
-    return cast(Array, np.divide(total, size, out=np.full_like(total, np.nan), where=size > 0))
-
-
-def interval(draws: Array, *, level: float = 0.95) -> tuple[Array, Array]:
-    """Return the ends of the central interval over ``(resamples, n)`` draws, each ``(n,)``; NaN draws are left out."""
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
-
-
-def _within(m: Measured, rule: Rule, seconds: float, weights: Array) -> tuple[Array, Array]:
-    """Return ``(resamples,)`` k that the budget pays for and values there: linear between measured k, never falling.
-
-    Between two measured k the value is that of giving some problems the smaller and the rest the larger number of
-    samples. It is held beyond the last k, and before the first: a bootstrap mean of times differs a little from the
-    mean, so a model may just miss its first sample in a draw.
-    """
-    k = seconds / weighted_means(m.seconds_for_one(rule), weights)
-    values = np.maximum.accumulate(np.nan_to_num(weighted_means(m.values[rule], weights), nan=-1.0), axis=1)
-    ks = np.asarray(m.ks, dtype=np.float64)
-    right = (
-        np.clip(np.searchsorted(ks, k, side="right"), 1, len(ks) - 1) if len(ks) > 1 else np.zeros(len(k), dtype=int)
-    )
-    left = np.maximum(right - 1, 0)
-    span = np.where(right > left, ks[right] - ks[left], 1.0)
-    share = np.clip((k - ks[left]) / span, 0.0, 1.0)
-    rows = np.arange(len(k))
-    found = values[rows, left] * (1 - share) + values[rows, right] * share
-    return k, found
+    if prices is None:
+        return {}
+    models = list(models)
+    given = dict(prices) if isinstance(prices, Mapping) else dict.fromkeys(models, prices)
+    for name in (*given, *models):
+        if name not in models:
+            raise ValueError(f"there is a price for {name!r}, which is not among the models {', '.join(models)}")
+        if name not in given:
+            raise ValueError(f"there is no price for {name!r}; give one for each model or one for all")
+        if not (math.isfinite(given[name]) and given[name] > 0):
+            raise ValueError(f"the price {given[name]} of {name!r} is not above 0; give dollars an hour")
+    return {name: float(given[name]) for name in models}
 
 
 def _measure_one(
@@ -240,24 +231,24 @@ def _measure_one(
         missing = sum(v.score is None for v in run.verdicts)
         raise ValueError(f"{name}: {missing} verdicts have no reward score, which weighted and best-of-N need")
     seconds = np.array([np.mean([c.seconds for c, _ in run.by_problem[p]]) for p in problems])
-    if not seconds.sum() > 0:
-        raise ValueError(f"{name}: no completion carries engine seconds, so there is no time budget to map to")
+    if not (seconds > 0).all():  # another engine wrote some or all of them
+        seconds = np.full(len(problems), np.nan)
     values = {}
     for rule in rules:
-        values[rule] = np.stack([_estimate(rule, grid, k) for k in ks], axis=1)
+        values[rule] = _estimate(rule, grid, ks)
         if on_step is not None:
             on_step(name, rule)
     return Measured(name, tuple(problems), ks, seconds, run.scoring_seconds_per_sample, values)
 
 
-def _estimate(rule: Rule, grid: Grid, k: int) -> Array:
+def _estimate(rule: Rule, grid: Grid, ks: tuple[int, ...]) -> Array:
     correct, answers, scores = grid.correct, grid.answers, grid.scores
     if rule == "coverage":
-        found = coverage(correct, k, reduction="none")
+        found = coverage(correct, ks, reduction="none")
     elif rule == "majority":
-        found = majority_vote_accuracy(correct, answers, k, reduction="none")
+        found = majority_vote_accuracy(correct, answers, ks, reduction="none")
     elif rule == "weighted_best_of_n":
-        found = weighted_best_of_n_accuracy(correct, answers, scores, k, reduction="none")
+        found = weighted_best_of_n_accuracy(correct, answers, scores, ks, reduction="none")
     else:
-        found = best_of_n_accuracy(correct, scores, k, reduction="none")
+        found = best_of_n_accuracy(correct, grid.ranks, ks, reduction="none")
     return cast(Array, found.numpy())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from lit_thinkfast.analysis.budget import SCORED, Measured, interval, resample_weights, weighted_means
+from lit_thinkfast.analysis.budget import SCORED, Measured, problem_weights
+from lit_thinkfast.metrics.statistics import interval, weighted_means
 from lit_thinkfast.records import Rule
 
 
@@ -48,13 +47,14 @@ def selection_gains(m: Measured, *, resamples: int = 2000, seed: int = 0) -> lis
         others["one sample"] = m.values["coverage"][:, 0]
     if "majority" in m.values:
         others["majority"] = m.values["majority"][:, -1]
-    weights = resample_weights(len(m.problem_ids), resamples=resamples, seed=seed)
+    weights = problem_weights(len(m.problem_ids), resamples, seed)
     found = []
     for rule in m.values:
         if rule not in SCORED:
             continue
         for over, values in others.items():
             gain = (m.values[rule][:, -1] - values)[:, None]
-            low, high = interval(weighted_means(gain, weights))
-            found.append(Gain(rule, over, m.ks[-1], float(np.nanmean(gain)), float(low[0]), float(high[0])))
+            means = weighted_means(gain, weights)
+            low, high = interval(means[1:])
+            found.append(Gain(rule, over, m.ks[-1], float(means[0, 0]), float(low[0]), float(high[0])))
     return found

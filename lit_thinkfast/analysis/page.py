@@ -1,6 +1,7 @@
 """The HTML page around a report's sections: head, style sheet, security policy.
 
-The page runs no scripts, loads nothing and links nowhere; a content security policy says so to the browser as well.
+The page runs no scripts, loads nothing and links nowhere but into itself and to the files that it holds; a content
+security policy says so to the browser as well.
 Everything foreign goes through :func:`~lit_thinkfast.analysis.text.escape`.
 """
 
@@ -18,8 +19,8 @@ from lit_thinkfast.analysis.text import escape, shorten
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """Return the document. ``body`` is markup."""
+def page(title: str, body: Sequence[str], *, styles: str = "") -> str:
+    """Return the document. ``body`` is markup, ``styles`` more rules for the style sheet, both ours."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -30,7 +31,7 @@ def page(title: str, body: Sequence[str]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="referrer" content="no-referrer">',
             f"<title>{escape(title)}</title>",
-            f"<style>\n{_style_sheet()}</style>",
+            f"<style>\n{_style_sheet()}{styles}\n</style>",
             "</head>",
             "<body>",
             "<main>",
@@ -56,17 +57,31 @@ def write_whole(text: str, out: str | os.PathLike[str]) -> Path:
     return path
 
 
-def section(heading: str, intro: str, *body: str) -> str:
-    """Return a section; ``heading`` and ``intro`` are ours and may hold markup."""
+def section(heading: str, intro: str, *body: str, anchor: str = "", source: str = "") -> str:
+    """Return a section, all of it markup of ours.
+
+    Args:
+        heading: Of the section.
+        intro: How to read what follows.
+        body: The figures and tables.
+        anchor: Where links of the page lead, unique in it.
+        source: Where the numbers of the figures and tables come from.
+    """
+    name = f' id="{anchor}"' if anchor else ""
     lead = f'<p class="intro">{intro}</p>' if intro else ""
-    return "\n".join([f"<section><h2>{heading}</h2>", lead, *body, "</section>"])
+    end = f'<p class="source">Source: {source}. <a href="#provenance">Provenance</a></p>' if source else ""
+    return "\n".join([f"<section{name}><h2>{heading}</h2>", lead, *body, end, "</section>"])
 
 
-def figure(title: str, subtitle: str, svg: str, *, caption: str = "", wide: bool = False) -> str:
-    """Return a figure with its title above and, if any, its caption below; all three are markup."""
+def figure(title: str, subtitle: str, svg: str, *, caption: str = "", wide: bool = False, level: int = 3) -> str:
+    """Return a figure with its title above and, if any, its caption below; all three are markup.
+
+    ``level`` is that of the title among the page's headings.
+    """
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     above = f"<p>{subtitle}</p>" if subtitle else ""
-    return f"<figure{' class=wide' if wide else ''}><h3>{title}</h3>{above}{svg}{below}</figure>"
+    reach = ' class="wide" tabindex="0"' if wide else ""  # what scrolls must be reached by the keyboard
+    return f"<figure{reach}><h{level}>{title}</h{level}>{above}{svg}{below}</figure>"
 
 
 def chip(model: str, styles: Mapping[str, ModelStyle], *, limit: int = 40) -> str:
@@ -86,12 +101,25 @@ def coloured(text: str, styles: Mapping[str, ModelStyle]) -> str:
     )
 
 
-def data_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
-    """Return a table; headings are text, cells are whole ``td`` or ``th`` elements."""
+def data_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: bool = False, label: str = "table", more: str = ""
+) -> str:
+    """Return a table in a part that scrolls sideways by itself.
+
+    Args:
+        headings: Text of the column heads.
+        rows: Cells as whole ``td`` or ``th`` elements.
+        left: Whether heads stand at the left.
+        label: For who cannot see.
+        more: Column heads as whole elements, after the others.
+    """
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in headings)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     opening = '<table class="left">' if left else "<table>"
-    return f'<div class="scroll">{opening}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{opening}<thead><tr>{head}{more}'
+        f"</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+    )
 
 
 def details(summary: str, *body: str) -> str:

@@ -56,6 +56,11 @@ class Curve:
         return float(np.interp(seconds, self.seconds, self.values))
 
 
+def _known(p: BudgetPoint) -> bool:
+    """Whether a point lies on a curve over time: its value and its seconds are known."""
+    return math.isfinite(p.value) and math.isfinite(p.seconds)
+
+
 def curves(points: Iterable[BudgetPoint], rule: Rule) -> list[Curve]:
     """Return one curve for each model in order of appearance.
 
@@ -64,7 +69,7 @@ def curves(points: Iterable[BudgetPoint], rule: Rule) -> list[Curve]:
     """
     grouped: dict[str, list[BudgetPoint]] = {}
     for p in points:
-        if p.rule == rule and math.isfinite(p.value):
+        if p.rule == rule and _known(p):
             grouped.setdefault(p.model, []).append(p)
     if not grouped:
         raise ValueError(f"there are no points of the rule {rule!r}")
@@ -83,9 +88,7 @@ def pareto_front(points: Iterable[BudgetPoint], rule: Rule) -> list[BudgetPoint]
     points equal in both, the first given stays.
     """
     front: list[BudgetPoint] = []
-    for p in sorted(
-        (p for p in points if p.rule == rule and math.isfinite(p.value)), key=lambda p: (p.seconds, -p.value)
-    ):
+    for p in sorted((p for p in points if p.rule == rule and _known(p)), key=lambda p: (p.seconds, -p.value)):
         if not front or p.value > front[-1].value:
             front.append(p)
     return front

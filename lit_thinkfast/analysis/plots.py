@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MOST_MARKERS = 24
+
 
 @styled
 def figure_curves(
@@ -39,33 +41,48 @@ def figure_curves(
     Raises:
         ValueError: There are no points of this rule.
     """
-    points = [p for p in points if p.rule == rule and math.isfinite(p.value)]
+    points = [p for p in points if p.rule == rule and math.isfinite(p.value if axis == "k" else p.value + p.seconds)]
+    if not points:
+        raise ValueError(f"there are no points of the rule {rule!r}")
     styles = styles or model_styles(p.model for p in points)
-    every = curves(points, rule)
     figure, axes = panel()
-    edge = max(c.seconds[-1] for c in every)
+    draw_curves(axes, points, axis=axis, styles=styles)
     ends = []
-    for c in every:
-        own = sorted((p for p in points if p.model == c.model), key=lambda p: p.k)
+    for model in dict.fromkeys(p.model for p in points):
+        last = max((p for p in points if p.model == model), key=lambda p: p.k if axis == "k" else p.seconds)
+        ends.append((model, last.value, styles[model].colour))
+    label_ends(axes, ends)
+    return figure
+
+
+def draw_curves(
+    axes: Axes,
+    points: Sequence[BudgetPoint],
+    *,
+    axis: Literal["k", "seconds"],
+    styles: Mapping[str, ModelStyle],
+    bands: bool = True,
+) -> None:
+    """Draw the points of one rule, each model a line, and set up both axes; ``bands`` are the intervals."""
+    edge = max(p.seconds for p in points)
+    for model in dict.fromkeys(p.model for p in points):
+        own = sorted((p for p in points if p.model == model), key=lambda p: (p.k if axis == "k" else p.seconds, p.k))
         at = np.array([p.k if axis == "k" else p.seconds for p in own], dtype=float)
-        dense = _between(at)
-        style = styles[c.model]
+        dense, style = _between(at), styles[model]
         low, high = (np.interp(dense, at, [getattr(p, end) for p in own]) for end in ("low", "high"))
-        axes.fill_between(dense, low, high, color=style.colour, alpha=0.13, linewidth=0)
-        axes.plot(
-            dense, np.interp(dense, at, [p.value for p in own]), color=style.colour, linestyle=style.dash, linewidth=1.7
-        )
-        axes.plot(at, [p.value for p in own], color=style.colour, marker=style.marker, markersize=3.6, linestyle="none")
+        if bands:
+            axes.fill_between(dense, low, high, color=style.colour, alpha=0.13, linewidth=0)
+        values = [p.value for p in own]
+        axes.plot(dense, np.interp(dense, at, values), color=style.colour, linestyle=style.dash, linewidth=1.7)
+        if len(own) <= _MOST_MARKERS:
+            axes.plot(at, values, color=style.colour, marker=style.marker, markersize=3.6, linestyle="none")
         if axis == "seconds" and at[-1] < edge:
-            axes.plot([at[-1], edge], [own[-1].value] * 2, color=style.colour, linestyle=(0, (1, 2)), linewidth=1.2)
-        ends.append((c.model, own[-1].value, style.colour))
+            axes.plot([at[-1], edge], [values[-1]] * 2, color=style.colour, linestyle=(0, (1, 2)), linewidth=1.2)
     share_axis(axes, points)
     if axis == "k":
         k_axis(axes, [p.k for p in points])
     else:
-        time_axis(axes, min(c.seconds[0] for c in every), edge)
-    label_ends(axes, ends)
-    return figure
+        time_axis(axes, min(p.seconds for p in points), edge)
 
 
 @styled
@@ -79,8 +96,15 @@ def figure_front(
     """
     points = list(points)
     styles = styles or model_styles(p.model for p in points)
-    every, stretches = curves(points, rule), winners(points, rule)
     figure, axes = panel()
+    draw_front(axes, points, rule, styles=styles)
+    label_ends(axes, [(c.model, c.values[-1], styles[c.model].colour) for c in curves(points, rule)])
+    return figure
+
+
+def draw_front(axes: Axes, points: Sequence[BudgetPoint], rule: Rule, *, styles: Mapping[str, ModelStyle]) -> None:
+    """Draw what :func:`figure_front` shows, without the labels at the right."""
+    every, stretches = curves(points, rule), winners(points, rule)
     edge = stretches[-1].end
     for c in every:
         dense = _between(np.array([*c.seconds, edge] if c.seconds[-1] < edge else c.seconds))
@@ -97,8 +121,6 @@ def figure_front(
     share_axis(axes, [p for p in points if p.rule == rule])
     time_axis(axes, stretches[0].start, edge)
     _ribbon(axes, stretches, styles, bottom=1.035, height=0.055, names=False, transform=axes.get_xaxis_transform())
-    label_ends(axes, [(c.model, c.values[-1], styles[c.model].colour) for c in every])
-    return figure
 
 
 @styled

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lit_thinkfast
-from lit_thinkfast.analysis.budget import SCORED
+from lit_thinkfast.analysis.cautions import cautions
 from lit_thinkfast.analysis.comparison import Comparison, compare_models
-from lit_thinkfast.analysis.page import chip, coloured, page, section, write_whole
-from lit_thinkfast.analysis.runs import ModelRun, find
-from lit_thinkfast.analysis.samples import sample_section
-from lit_thinkfast.analysis.sections import (
+from lit_thinkfast.analysis.method_section import downloads_section, method_section, provenance_section
+from lit_thinkfast.analysis.model_section import models_section
+from lit_thinkfast.analysis.number_sections import (
     budgets_section,
+    groups_section,
+    landmarks_section,
+    reward_section,
+    values_section,
+)
+from lit_thinkfast.analysis.page import chip, coloured, page, section, write_whole
+from lit_thinkfast.analysis.problem_table import filter_styles, problem_note, problem_table
+from lit_thinkfast.analysis.provenance import source
+from lit_thinkfast.analysis.runs import ModelRun, find
+from lit_thinkfast.analysis.samples import BUDGET, by_difficulty, sample_browser
+from lit_thinkfast.analysis.sections import (
     curves_section,
+    deadline_section,
     decode_section,
     fronts_section,
-    method_section,
-    models_section,
-    reward_section,
+    hero,
     ribbons,
-    values_section,
 )
 from lit_thinkfast.analysis.story import Story, tell
 from lit_thinkfast.analysis.style import ModelStyle, model_styles
-from lit_thinkfast.analysis.text import escape, join, percent, shorten
+from lit_thinkfast.analysis.text import escape, shorten
 from lit_thinkfast.records import Problem
 
 if TYPE_CHECKING:
-    from lit_thinkfast.generation.benchmark import DecodePoint
+    from lit_thinkfast.generation.points import DecodePoint
 
-_TIMING = ("device_name", "threads", "dtype", "batch_size")
+# Anchors of sections, and what the links on top of the page call them
+_PLACES = {
+    "story": "What this shows",
+    "models": "Models",
+    "budgets": "Budgets",
+    "landmarks": "Landmarks",
+    "curves": "Curves",
+    "deadline": "Deadline",
+    "decode": "Decoding",
+    "numbers": "Numbers",
+    "by-level": "Levels",
+    "by-subject": "Subjects",
+    "problems": "Problems",
+    "samples": "Samples",
+    "method": "Method",
+    "provenance": "Provenance",
+    "download": "Download",
+}
 
 
 def build_report(
@@ -40,10 +66,12 @@ def build_report(
     out: str | os.PathLike[str],
     *,
     benchmark: Sequence[DecodePoint] | None = None,
+    benchmark_meta: Mapping[str, Any] | None = None,
     problems: Sequence[Problem] = (),
     notes: str | Sequence[str] = (),
     title: str = "Which model reasons best in a fixed time?",
     baseline: str | None = None,
+    sample_bytes: int = BUDGET,
 ) -> Path:
     """Write the report and return its path. Equal input gives equal bytes.
 
@@ -51,69 +79,77 @@ def build_report(
         runs: Name -> run, in the order in which models are shown, or a comparison made before.
         out: The HTML file; it appears whole or not at all.
         benchmark: Decode speed and memory against batch size.
-        problems: Questions and gold answers for the sample texts.
+        benchmark_meta: What the benchmark recorded about itself: the document of its file, for the provenance.
+        problems: Questions, gold answers, levels and subjects of problems that the runs do not know themselves.
         notes: Remarks for the reader, one paragraph each, as plain text.
         title: Small line over the headline, which is computed from the numbers.
         baseline: See :func:`~lit_thinkfast.analysis.comparison.compare_models`; ignored for a comparison.
+        sample_bytes: What the texts of samples may take of the page, in bytes. The page says how many are shown.
 
     Raises:
         ValueError: The runs cannot be compared.
     """
     c = runs if isinstance(runs, Comparison) else compare_models(runs, baseline=baseline)
+    c = with_problems(c, problems)
     benchmark = list(benchmark or ())
     notes = [notes] if isinstance(notes, str) else notes
     styles = model_styles([*c.runs, *(p.model for p in benchmark)])
-    story = tell(c, benchmark)
+    story, warnings, order = tell(c, benchmark), cautions(c), by_difficulty(c)
+    told_samples, samples = sample_browser(c, styles, budget=sample_bytes)
+    origin = escape(source(c))
     body = [
-        f'<header><p class="eyebrow">{escape(title)}</p><h1>{coloured(story.headline, styles)}</h1>'
-        f'<p class="lede">{_lede(c)}</p></header>',
-        _tiles(story, styles),
-        ribbons(c, styles),
-        section("What this shows", "", _paragraphs(story, styles), *_remarks(cautions(c), notes)),
+        hero(c, styles, _tiles(story, styles), ribbons(c, styles)),
+        section("What this shows", "", _paragraphs(story, styles), *_remarks(warnings, notes), anchor="story"),
         models_section(c, styles),
         budgets_section(c, styles),
+        landmarks_section(c, styles),
         fronts_section(c, styles),
         curves_section(c, styles),
-        decode_section(c, benchmark, styles),
+        deadline_section(c, styles),
+        decode_section(c, benchmark, styles, benchmark_meta),
         values_section(c, styles),
         reward_section(c, styles),
+        groups_section(c, styles, "level"),
+        groups_section(c, styles, "subject"),
         section(
-            "Sample solutions",
-            "Problems from easy to hard; of each model the first right and the first wrong sample. Bars at the left, "
-            "where there are any, are the reward model's probability that all is right so far.",
-            sample_section(c, styles, {p.id: p for p in problems}),
+            "Problem by problem",
+            escape(problem_note(c)),
+            problem_table(c, styles, order),
+            anchor="problems",
+            source=origin,
         ),
+        section("Samples", escape(told_samples), samples, anchor="samples", source=origin),
         method_section(c),
+        provenance_section(c),
+        downloads_section(c, warnings),
         f"<footer>Made by lit-thinkfast {escape(lit_thinkfast.__version__)}. This page needs no network and runs no "
         "scripts.</footer>",
     ]
-    return write_whole(page(title, [part for part in body if part]), out)
+    body = [part for part in body if part]
+    header = (
+        f'<header><p class="eyebrow">{escape(title)}</p><h1>{coloured(story.headline, styles)}</h1>'
+        f'<p class="lede">{_lede(c)}</p>{_navigation(body)}</header>'
+    )
+    return write_whole(page(title, [header, *body], styles=filter_styles(c)), out)
 
 
-def cautions(c: Comparison) -> list[str]:
-    """Return what makes the comparison weaker than it looks."""
-    found = []
-    for key in _TIMING:
-        values = {name: find(run.meta, key) for name, run in c.runs.items()}
-        known = {str(v) for v in values.values() if v is not None}
-        if len(known) > 1:
-            told = join([f"{shorten(name, 40)}: {value}" for name, value in values.items()])
-            found.append(
-                f"The runs differ in {key.replace('_', ' ')} ({told}), so their times differ for that reason too."
-            )
-    left_out = {name: len(run.by_problem) - c.num_problems for name, run in c.runs.items()}
-    if any(left_out.values()):
-        told = join([f"{n} of {shorten(name, 40)}" for name, n in left_out.items() if n])
-        found.append(f"Only the {c.num_problems} problems that all models share are compared; left out are {told}.")
-    cut = {name: run.share_cut for name, run in c.runs.items() if run.share_cut > 0.02}
-    if cut:
-        told = join([f"{percent(share, 0)} of {shorten(name, 40)}" for name, share in cut.items()])
-        found.append(f"The token limit cut off completions ({told}); they count as wrong unless they hold an answer.")
-    if SCORED & set(c.rules) and all(run.scoring_seconds is None for run in c.runs.values()):
-        found.append("The reward model's own time was not measured and is not part of the budgets.")
-    if c.num_problems < 30:
-        found.append(f"{c.num_problems} problems are few: read the intervals before the values.")
-    return found
+def with_problems(c: Comparison, problems: Sequence[Problem]) -> Comparison:
+    """Return the comparison with these problems where its runs do not know them."""
+    if not problems:
+        return c
+    given = {p.id: p for p in problems}
+    runs = {name: dataclasses.replace(run, problems={**given, **run.problems}) for name, run in c.runs.items()}
+    return dataclasses.replace(c, runs=runs)
+
+
+def _navigation(body: Sequence[str]) -> str:
+    """Return links to the sections that are there."""
+    links = [
+        f'<a href="#{anchor}">{told}</a>'
+        for anchor, told in _PLACES.items()
+        if any(part.startswith(f'<section id="{anchor}">') for part in body)
+    ]
+    return f'<nav aria-label="Sections">{" ".join(links)}</nav>'
 
 
 def _tiles(story: Story, styles: Mapping[str, ModelStyle]) -> str:
@@ -139,11 +175,15 @@ def _remarks(warnings: Sequence[str], notes: Sequence[str]) -> list[str]:
 def _lede(c: Comparison) -> str:
     samples = c.ks[-1]
     setting = _setting(next(iter(c.runs.values())))
-    where = f" Timed on {escape(setting)}." if setting else ""
+    where = f" Timed on {escape(setting)}." if setting and c.timed else ""
+    method = (
+        ("Every number of samples is mapped to the engine time it takes", "models are compared at equal time")
+        if c.timed
+        else ("No engine time was recorded", "models are compared at equal numbers of samples")
+    )
     return (
         f"{len(c.runs)} model{'s' if len(c.runs) > 1 else ''}, {c.num_problems} problems, up to {samples} sampled "
-        f"solution{'s' if samples > 1 else ''} a problem. Every number of samples is mapped to the engine time it "
-        f"takes, and models are compared at equal time.{where}"
+        f"solution{'s' if samples > 1 else ''} a problem. {', so '.join(method[: len(c.runs)][:2])}.{where}"
     )
 
 

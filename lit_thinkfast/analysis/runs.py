@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,21 +12,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_thinkfast.records import Completion, Verdict, read_jsonl
+from lit_thinkfast.records import Completion, Problem, Verdict, read_jsonl
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelRun:
     """Completions and verdicts of one model, joined by (problem, sample).
 
+    A problem of which no completion has a verdict was taken out of the evaluation, for example since its gold answer
+    cannot be read: its completions are dropped, with a warning in the log, and it is named in ``removed_problems``.
+
     Attributes:
-        completions: What the model wrote, with engine seconds.
+        completions: What the model wrote, with engine seconds. Seconds of 0 mean that nobody measured them.
         verdicts: One verdict for each completion, in any order.
         meta: Run metadata as the generator writes it, shown whole in the report's provenance. Read from it where
             present, at the top or in a nested mapping: ``num_parameters``, ``num_layers``, ``layer_mixers``.
         scoring_seconds: What the reward model took for all completions; spread over samples and added to the time of
             the two rules that need it. ``None``: not measured, and said so in the report.
         note: One line about the model for the reader, e.g. how it was trained.
+        problems: Problem id -> question, gold answer, level and subject, as far as they are known.
+        removed_problems: Ids of problems without verdicts, sorted; those found are added to those given.
 
     Raises:
         ValueError: No completions, two records of one sample, or records without a partner.
@@ -36,6 +44,8 @@ class ModelRun:
     meta: Mapping[str, Any] = field(default_factory=dict)
     scoring_seconds: float | None = None
     note: str = ""
+    problems: Mapping[str, Problem] = field(default_factory=dict)
+    removed_problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.completions:
@@ -48,14 +58,37 @@ class ModelRun:
             key, times = counter.most_common(1)[0] if counter else (("", 0), 0)
             if times > 1:
                 raise ValueError(f"problem {key[0]!r} sample {key[1]} has {times} {kind}s; keep one")
-        for kind, other in (("completion", "verdict"), ("verdict", "completion")):
-            alone = seen[kind].keys() - seen[other].keys()
+        if not self.verdicts:
+            raise ValueError("none of the completions has a verdict; run verify on them first")
+        self._drop({c.problem_id for c in self.completions} - {v.problem_id for v in self.verdicts})
+        written = {(c.problem_id, c.sample) for c in self.completions}
+        judged = seen["verdict"].keys()
+        for kind, other, alone in (
+            ("completion", "verdict", written - judged),
+            ("verdict", "completion", judged - written),
+        ):
             if alone:
                 problem, sample = min(alone)
                 raise ValueError(
                     f"{len(alone)} {kind}s have no {other}, the first is problem {problem!r} sample {sample}; "
                     f"run verify on these completions again"
                 )
+
+    def _drop(self, removed: set[str]) -> None:
+        """Leave out the completions of problems that have no verdict at all."""
+        if not removed:
+            return
+        total = len({c.problem_id for c in self.completions})
+        kept = [c for c in self.completions if c.problem_id not in removed]
+        object.__setattr__(self, "completions", kept)
+        object.__setattr__(self, "removed_problems", tuple(sorted({*self.removed_problems, *removed})))
+        _log.warning(
+            "%d of %d problems have no verdict and are left out, the first is %r; verify leaves out those whose gold "
+            "answer it cannot read",
+            len(removed),
+            total,
+            min(removed),
+        )
 
     @classmethod
     def from_files(
@@ -65,6 +98,7 @@ class ModelRun:
         *,
         meta: str | os.PathLike[str] | None = None,
         note: str = "",
+        problems: str | os.PathLike[str] | None = None,
     ) -> ModelRun:
         """Read a run from JSON lines and, by default, the ``.meta.json`` beside the completions if it is there.
 
@@ -82,9 +116,10 @@ class ModelRun:
                 raise ValueError(f"{path}: not JSON ({error})") from None
             if not isinstance(values, dict):
                 raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+        asked = {p.id: p for p in read_jsonl(Problem, problems)} if problems is not None else {}
         records = list(read_jsonl(Completion, completions)), list(read_jsonl(Verdict, verdicts))
         try:
-            return cls(*records, meta=values, note=note)
+            return cls(*records, meta=values, note=note, problems=asked)
         except ValueError as error:
             raise ValueError(f"{completions}: {error}") from None
 
@@ -99,6 +134,25 @@ class ModelRun:
             samples.sort(key=lambda pair: pair[0].sample)
         return grouped
 
+    @cached_property
+    def asked(self) -> tuple[str, ...]:
+        """Ids of all problems that the run spent its time on, also those without a finished sample or a verdict.
+
+        From the metadata, else from ``problems``, where they name every problem that has a completion; else only
+        problems with a completion are known.
+        """
+        sampled = dict.fromkeys([*self.by_problem, *self.removed_problems])
+        for told in (find(self.meta, "prompts"), self.problems):
+            if isinstance(told, Mapping) and sampled.keys() <= told.keys():
+                return tuple(map(str, told))
+        return tuple(sampled)
+
+    @property
+    def unsampled(self) -> tuple[str, ...]:
+        """Problems of ``asked`` of which no sample was finished."""
+        known = {*self.by_problem, *self.removed_problems}
+        return tuple(p for p in self.asked if p not in known)
+
     @property
     def has_scores(self) -> bool:
         """Whether a reward model scored every completion."""
@@ -107,7 +161,7 @@ class ModelRun:
     @property
     def scoring_seconds_per_sample(self) -> float:
         """Reward-model seconds of one sample; 0 where they were not measured."""
-        return (self.scoring_seconds or 0.0) / len(self.completions)
+        return (self.scoring_seconds or 0.0) / len(self.verdicts)
 
     @property
     def tokens_per_completion(self) -> float:

@@ -1,34 +1,20 @@
-"""The sections of the report: figures and tables with the words around them."""
+"""The figures of the report with the words around them: fronts, ribbons, curves, deadlines, decoding."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from lit_thinkfast.analysis.budget import SCORED
-from lit_thinkfast.analysis.comparison import BestAt, Comparison
+from lit_thinkfast.analysis.comparison import Comparison
 from lit_thinkfast.analysis.decode import QUANTITIES, decode_cells, decode_remarks, figure_decode
-from lit_thinkfast.analysis.gain import selection_gains
 from lit_thinkfast.analysis.page import chip, data_table, details, figure, section
 from lit_thinkfast.analysis.plots import figure_curves, figure_front, figure_winners
-from lit_thinkfast.analysis.runs import ModelRun, find
+from lit_thinkfast.analysis.provenance import benchmark_source, source
 from lit_thinkfast.analysis.style import ModelStyle
 from lit_thinkfast.analysis.svg import inline_svg
-from lit_thinkfast.analysis.table import SHORT_RULES, attention_layers, budget_rows, shown_ks
-from lit_thinkfast.analysis.text import (
-    RULE_NAMES,
-    RULES_IN_TEXT,
-    count,
-    duration,
-    escape,
-    factor,
-    join,
-    percent,
-    points,
-    shorten,
-)
-from lit_thinkfast.records import Rule
+from lit_thinkfast.analysis.text import RULE_NAMES, RULES_IN_TEXT, dollars, escape, join, percent, shorten
+from lit_thinkfast.records import BudgetPoint, Rule
 
 if TYPE_CHECKING:
     from lit_thinkfast.generation.points import DecodePoint
@@ -39,12 +25,50 @@ RULE_MEANINGS = {
     "weighted_best_of_n": "the answer with the largest sum of reward-model scores is right",
     "best_of_n": "the answer of the best-scored sample is right",
 }
-_SETTINGS = ("device_name", "threads", "dtype", "batch_size", "temperature", "top_p", "max_new_tokens")
+FRONT_NOTE = (
+    "The thick line is the best that any model reaches within the time, in the colour of the model that reaches it; "
+    "thin lines are the models by themselves. Markers are numbers of samples that no other choice beats. The band on "
+    "top repeats who is best; it is pale where some model has no finished sample yet or none left."
+)
+
+
+def leading_rules(c: Comparison) -> list[Rule]:
+    """Return the rules of the first figure: coverage, and the best way there is to choose one answer."""
+    choosing: list[Rule] = ["weighted_best_of_n", "majority", "best_of_n"]
+    found: list[Rule] = ["coverage", *(rule for rule in choosing if rule in c.rules)]
+    return [rule for rule in found if rule in c.rules][:2] or c.rules[:2]
+
+
+def hero(c: Comparison, styles: Mapping[str, ModelStyle], *more: str) -> str:
+    """Return the first section: the Pareto front of the leading rules, or their curves over k, and ``more`` below."""
+    panels = [
+        figure(f"{RULE_NAMES[rule]}{' over time' if c.timed else ' over samples'}", RULE_MEANINGS[rule], svg, level=2)
+        for rule in leading_rules(c)
+        for svg in [_front(c, rule, styles) if c.timed else _curve(c, rule, styles, axis="k", name="hero")]
+    ]
+    note = FRONT_NOTE if c.timed else "Bands are 95 % intervals over problems. No engine time was recorded."
+    if not c.timed or len(c.runs) < 2:
+        note = note.replace(FRONT_NOTE, "The value that can be reached within a time.")
+    priced = f" {price_note(c)}" if c.prices and c.timed else ""
+    return (
+        f'<section class="hero" id="front" aria-label="{"Pareto front" if c.timed else "Curves over samples"}">'
+        f'<div class="grid two">{"".join(panels)}</div><p class="intro">{note}{priced}</p>{"".join(more)}'
+        f'<p class="source">Source: {escape(source(c))}. <a href="#provenance">Provenance</a></p></section>'
+    )
+
+
+def price_note(c: Comparison) -> str:
+    """Return how seconds become dollars, as markup."""
+    if c.price_per_hour is not None:
+        price = c.price_per_hour
+        return f"At {dollars(price)} an hour, one second of engine time costs {dollars(price / 3600)}."
+    told = [f"{escape(shorten(name, 40))} {dollars(price)}" for name, price in c.prices.items()]
+    return f"An hour of engine time costs {join(told)}." if told else ""
 
 
 def ribbons(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
-    """Return the figure of the best model at each budget; nothing where there is one model."""
-    if len(c.runs) < 2:
+    """Return the figure of the best model at each budget; nothing for one model or without times."""
+    if len(c.runs) < 2 or not c.timed:
         return ""
     title = "The best model at each time budget"
     svg = inline_svg(figure_winners(c.points, c.rules, styles=styles), name="winners", title=title)
@@ -53,121 +77,84 @@ def ribbons(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
         "Solid: all models take part. Pale: some model has not finished its first sample yet, or has used all the "
         "samples that were drawn, so the lead there is cheap. Numbers are the budgets at which the lead changes."
     )
-    return figure(title, legend, svg, caption=caption, wide=True)
-
-
-def models_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
-    """Return one card a model."""
-    base = float(c.measured[c.baseline].sample_seconds.mean())
-    cards = []
-    for name, run in c.runs.items():
-        own = float(c.measured[name].sample_seconds.mean())
-        speed = "" if name == c.baseline else f" ({factor(base / own)} as fast)"
-        facts = {
-            "parameters": "not recorded" if run.num_parameters is None else count(run.num_parameters),
-            "attention layers": attention_layers(run) if run.layer_mixers else "not recorded",
-            "tokens per completion": f"{run.tokens_per_completion:.0f}",
-            "engine time per sample": duration(own) + speed,
-            "tokens per second": f"{run.tokens_per_completion / run.seconds_per_sample:,.0f}",
-            "cut off by the token limit": percent(run.share_cut),
-            "without an answer": percent(run.share_without_answer),
-        }
-        role = "the baseline" if name == c.baseline and len(c.runs) > 1 else ""
-        note = ". ".join(part for part in (role.capitalize(), escape(run.note)) if part)
-        cards.append(
-            f'<div class="card model m{styles[name].index}"><h3>{escape(shorten(name, 60))}</h3>'
-            + (f'<p class="note">{note}</p>' if note else "")
-            + _layers(run)
-            + "<dl>"
-            + "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items())
-            + "</dl></div>"
-        )
-    known = any(run.layer_mixers for run in c.runs.values())
-    intro = "One square a layer: filled is attention, hollow is recurrent." if known else ""
-    return section("The models", intro, f'<div class="grid">{"".join(cards)}</div>')
-
-
-def _layers(run: ModelRun) -> str:
-    mixers = run.layer_mixers
-    if mixers is None:
-        return ""
-    squares = "".join(f"<i{' class=a' if m == 'attention' else ''}></i>" for m in mixers)
-    label = f"{attention_layers(run)} layers use attention"
-    return f'<div class="layers" role="img" aria-label="{label}">{squares}</div>'
-
-
-def budgets_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
-    """Return the table of the best model at round budgets."""
-    rows = []
-    for seconds, row in budget_rows(c).items():
-        rows.append([f'<th scope="row">{duration(seconds)}</th>', *(_budget_cell(row.get(r), styles) for r in c.rules)])
-    caption = (
-        f"Below each winner: how many samples it finishes, and its lead in percentage points over "
-        f"{chip(c.baseline, styles)} (or over the best other model, where that one wins) with the 95 % interval of the "
-        "paired difference. A star marks leads whose interval leaves out zero."
-    )
-    return section(
-        "The best model at round budgets",
-        caption if len(c.runs) > 1 else "",
-        data_table(["budget per problem", *(RULE_NAMES[r] for r in c.rules)], rows, left=True),
-    )
-
-
-def _budget_cell(b: BestAt | None, styles: Mapping[str, ModelStyle]) -> str:
-    if b is None:
-        return "<td>-</td>"
-    out = b.model in b.short_of_samples
-    small = f"{'all ' if out else ''}{b.k} sample{'s' if b.k > 1 else ''}"
-    if b.margin is not None:
-        m = b.margin
-        small += f", {points(m.difference)} [{points(m.low)}, {points(m.high)}]{' *' if m.resolved else ''}"
-    return f'<td class="left">{chip(b.model, styles, limit=22)} {percent(b.value)}<small>{small}</small></td>'
+    return figure(title, legend, svg, caption=caption, wide=True, level=2)
 
 
 def fronts_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
-    """Return the Pareto front of each rule."""
-    if len(c.runs) < 2:
+    """Return the Pareto fronts of the rules that are not at the top of the page."""
+    rest = [rule for rule in c.rules if rule not in leading_rules(c)]
+    if len(c.runs) < 2 or not c.timed or not rest:
         return ""
-    panels = [
-        figure(
-            RULE_NAMES[rule],
-            RULE_MEANINGS[rule],
-            inline_svg(
-                figure_front(c.points, rule, styles=styles),
-                name=f"front-{number}",
-                title=f"Pareto front of {RULES_IN_TEXT[rule]} over time",
-            ),
-        )
-        for number, rule in enumerate(c.rules)
-    ]
+    panels = [figure(RULE_NAMES[rule], RULE_MEANINGS[rule], _front(c, rule, styles)) for rule in rest]
     return section(
-        "The Pareto front",
-        "The thick line is the best that any model reaches within the time, in the colour of the model that reaches "
-        "it; thin lines are the models by themselves. Markers are numbers of samples that no other choice beats.",
+        "The Pareto front by other rules",
+        "As in the first figure.",
         f'<div class="grid two">{"".join(panels)}</div>',
+        anchor="fronts",
+        source=escape(source(c)),
     )
 
 
 def curves_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
-    """Return each rule against samples and against time."""
+    """Return each rule against samples and, where times are known, against time."""
     parts = []
-    for number, rule in enumerate(c.rules):
-        pair = []
-        for axis, told in (("k", "per sample"), ("seconds", "per second")):
-            drawn = figure_curves(c.points, rule, axis="k" if axis == "k" else "seconds", styles=styles)
-            title = f"{RULE_NAMES[rule]} against {'samples' if axis == 'k' else 'time'}"
-            pair.append(figure(told.capitalize(), "", inline_svg(drawn, name=f"{axis}-{number}", title=title)))
+    for rule in c.rules:
+        pair = [figure("Per sample", "", _curve(c, rule, styles, axis="k"), level=4)]
+        if c.timed:
+            pair.append(figure("Per second", "", _curve(c, rule, styles, axis="seconds"), level=4))
         parts.append(f'<h3 class="rule">{RULE_NAMES[rule]}</h3><div class="grid two">{"".join(pair)}</div>')
-    return section(
-        "The same curves, per sample and per second",
+    told = (
         "Left, models are given equal numbers of samples; right, equal time. Bands are 95 % intervals over problems. "
-        "Dotted: the model has used all its samples and its last value is held.",
+        "Dotted: the model has used all its samples and its last value is held."
+    )
+    return section(
+        "The same curves, per sample and per second" if c.timed else "Curves over samples",
+        told if c.timed else "Bands are 95 % intervals over problems.",
         *parts,
+        anchor="curves",
+        source=escape(source(c)),
     )
 
 
-def decode_section(c: Comparison, benchmark: Sequence[DecodePoint], styles: Mapping[str, ModelStyle]) -> str:
-    """Return speed and memory against batch size; nothing without a benchmark."""
+def deadline_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
+    """Return the curves by a real deadline; nothing where the runs do not tell when samples were finished."""
+    rules = [rule for rule in c.rules if any(p.rule == rule for p in c.deadline)]
+    panels = [
+        figure(
+            RULE_NAMES[rule],
+            "",
+            inline_svg(
+                figure_curves(c.deadline, rule, axis="seconds", styles=styles),
+                name=f"deadline-{rule.replace('_', '-')}",
+                title=_seen(c.deadline, rule, f"{RULE_NAMES[rule]} by a deadline"),
+            ),
+        )
+        for rule in rules
+    ]
+    if not panels:
+        return ""
+    lacking = " ".join(
+        f"{escape(shorten(name, 40))} has no such curve: {escape(why)}." for name, why in c.no_deadline.items()
+    )
+    return section(
+        "By a real deadline",
+        "The second definition of a time budget: the engine stops at a moment of its own clock, and every problem is "
+        "answered with the samples that are finished by then; a problem without one is not solved. Short solutions are "
+        "finished more often, so this differs from the mean time of k samples above. The axis is the engine's time "
+        f"divided by the number of problems. {lacking}",
+        f'<div class="grid two">{"".join(panels)}</div>',
+        anchor="deadline",
+        source=escape(source(c)),
+    )
+
+
+def decode_section(
+    c: Comparison,
+    benchmark: Sequence[DecodePoint],
+    styles: Mapping[str, ModelStyle],
+    meta: Mapping[str, Any] | None = None,
+) -> str:
+    """Return speed and memory against batch size; nothing without a benchmark. ``meta`` is what it recorded."""
     parts = []
     for number, lengths in enumerate(sorted({(p.prompt_tokens, p.generate_tokens) for p in benchmark})):
         own = [p for p in benchmark if (p.prompt_tokens, p.generate_tokens) == lengths]
@@ -177,7 +164,7 @@ def decode_section(c: Comparison, benchmark: Sequence[DecodePoint], styles: Mapp
             svg = inline_svg(
                 drawn, name=f"decode-{quantity.replace('_', '-')}-{number}", title=f"{told} against batch size"
             )
-            panels.append(figure(told, better, svg))
+            panels.append(figure(told, better, svg, level=4))
         heading = f"Prompt of {lengths[0]} tokens, {lengths[1]} generated"
         parts.append(f'<h3 class="rule">{heading}</h3><div class="grid">{"".join(panels)}</div>')
         cells = [decode_cells(p) for p in own]
@@ -202,104 +189,39 @@ def decode_section(c: Comparison, benchmark: Sequence[DecodePoint], styles: Mapp
         f"with {chip(c.baseline, styles)} at the largest batch.{roofline if known else ''}",
         *([f'<div class="remarks">{"".join(remarks)}</div>'] if remarks else []),
         *parts,
+        anchor="decode",
+        source=escape(benchmark_source(benchmark, meta or {})),
     )
 
 
-def values_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
-    """Return the table of models and, folded, every point of every curve."""
-    keys: list[tuple[Rule, int]] = [(c.rules[0], k) for k in shown_ks(c)] + [(r, c.ks[-1]) for r in c.rules[1:]]
-    best = {key: max(p.value for name in c.runs if (p := c.point(name, *key))) for key in keys}
-    rows = []
-    for name, run in c.runs.items():
-        cells = [
-            f'<th scope="row">{chip(name, styles)}</th>',
-            f"<td>{'-' if run.num_parameters is None else count(run.num_parameters)}</td>",
-            f"<td>{attention_layers(run)}</td>",
-            f"<td>{run.tokens_per_completion:.0f}</td>",
-            f"<td>{duration(float(c.measured[name].sample_seconds.mean()))}</td>",
-        ]
-        for key in keys:
-            p = c.point(name, *key)
-            if p is None:
-                cells.append("<td>-</td>")
-                continue
-            top = f' class="top m{styles[name].index}"' if p.value == best[key] else ""
-            cells.append(f"<td{top}>{percent(p.value)}<small>{100 * p.low:.1f} to {100 * p.high:.1f}</small></td>")
-        rows.append(cells)
-    headings = ["model", "params", "attention", "tokens", "s per sample"]
-    parts = [data_table(headings + [f"{SHORT_RULES[rule]}@{k}" for rule, k in keys], rows)]
-    for rule in c.rules:
-        lines = []
-        for name in c.runs:
-            own = [p for p in c.points if p.model == name and p.rule == rule]
-            cells = [f"<td>{percent(p.value)}<small>{duration(p.seconds)}</small></td>" for p in own]
-            lines.append([f'<th scope="row">{chip(name, styles)}</th>', *cells])
-        told = f"{RULE_NAMES[rule]} for every number of samples <small>value and engine time per problem</small>"
-        parts.append(details(told, data_table(["k", *(str(k) for k in c.ks)], lines)))
-    return section(
-        "The numbers", "Small: 95 % bootstrap interval over problems. Shaded: the best of the column.", *parts
+def _front(c: Comparison, rule: Rule, styles: Mapping[str, ModelStyle]) -> str:
+    return inline_svg(
+        figure_front(c.points, rule, styles=styles),
+        name=f"front-{rule.replace('_', '-')}",
+        title=_seen(c.points, rule, f"Pareto front of {RULES_IN_TEXT[rule]} over time"),
     )
 
 
-def reward_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
-    """Return the table of what choosing with the reward model adds; nothing where there are no scores."""
-    gains = {name: selection_gains(c.measured[name]) for name in c.runs}
-    first = gains[c.baseline]
-    if not first:
-        return ""
-    rows = []
-    for name, own in gains.items():
-        cells = [
-            f"<td>{points(g.difference)}{' *' if g.resolved else ''}"
-            f"<small>{points(g.low)} to {points(g.high)}</small></td>"
-            for g in own
-        ]
-        rows.append([f'<th scope="row">{chip(name, styles)}</th>', *cells])
-    return section(
-        "What the reward model adds",
-        f"Percentage points of problems solved with {first[0].k} samples. Small: 95 % interval of the paired "
-        "difference over problems. A star marks those that leave out zero.",
-        data_table(["model", *(f"{SHORT_RULES[g.rule]} over {g.over}" for g in first)], rows),
+def _curve(
+    c: Comparison,
+    rule: Rule,
+    styles: Mapping[str, ModelStyle],
+    *,
+    axis: Literal["k", "seconds"],
+    name: str = "curve",
+) -> str:
+    return inline_svg(
+        figure_curves(c.points, rule, axis=axis, styles=styles),
+        name=f"{name}-{axis}-{rule.replace('_', '-')}",
+        title=_seen(c.points, rule, f"{RULE_NAMES[rule]} against {'samples' if axis == 'k' else 'time'}"),
     )
 
 
-def method_section(c: Comparison) -> str:
-    """Return how times, values and intervals were made, and everything the runs recorded."""
-    facts = [
-        "<b>Time.</b> Each completion carries its share of the engine's time: prefill and decode steps are divided "
-        "among the rows they serve. k samples of a problem cost k times the mean share of its samples; budgets are "
-        "means over problems. This is throughput time at the batch size of the run, not the latency of one request.",
-        "<b>Values.</b> Expectations over random k-subsets of the samples, averaged over problems: exact for coverage, "
-        "majority vote and best-of-N, seeded random subsets for weighted best-of-N. Ties share the credit.",
-        "<b>Between measured k</b> some problems get the smaller and some the larger number, hence lines that are "
-        "straight in time. A model that has used all its samples keeps its last value; nothing is extrapolated.",
-        "<b>Intervals.</b> Percentile bootstrap over problems, the same seeded resamples for all models. They cover "
-        "the choice of problems, not a new training run. With an interval for every budget, some stars are luck.",
-    ]
-    if SCORED & set(c.rules) and any(run.scoring_seconds is not None for run in c.runs.values()):
-        facts.append("<b>Reward model.</b> Its time is added to the budgets of the two rules that need it.")
-    rows = []
-    for name, run in c.runs.items():
-        found = [find(run.meta, key) for key in _SETTINGS]
-        cells = [f"<td>{'-' if value is None else escape(shorten(str(value), 48))}</td>" for value in found]
-        rows.append([f'<th scope="row">{escape(shorten(name, 40))}</th>', *cells])
-    graders = sorted({v.grader for run in c.runs.values() for v in run.verdicts if v.grader})
-    rewards = sorted({v.reward_model for run in c.runs.values() for v in run.verdicts if v.reward_model})
-    if graders:
-        facts.append(f"<b>Graded by</b> {escape(join(graders[:4]))}.")
-    if rewards:
-        facts.append(f"<b>Scored by</b> {escape(join(rewards[:4]))}.")
-    return section(
-        "How this was measured",
-        "",
-        f'<ul class="plain">{"".join(f"<li>{fact}</li>" for fact in facts)}</ul>',
-        data_table(["model", *(key.replace("_", " ") for key in _SETTINGS)], rows),
-        *(
-            details(
-                f"Everything recorded about {escape(shorten(name, 40))}",
-                f"<pre>{escape(json.dumps(run.meta, indent=2, ensure_ascii=False, default=str))}</pre>",
-            )
-            for name, run in c.runs.items()
-            if run.meta
-        ),
-    )
+def _seen(points: Sequence[BudgetPoint], rule: Rule, title: str) -> str:
+    """Return a title with where each line begins and ends, for who cannot see the figure."""
+    told = []
+    for model in dict.fromkeys(p.model for p in points):
+        own = [p for p in points if p.model == model and p.rule == rule and math.isfinite(p.value)]
+        if own:
+            told.append(f"{shorten(model, 40)} from {percent(own[0].value)} to {percent(own[-1].value)}")
+    return f"{title}. {'; '.join(told)}."

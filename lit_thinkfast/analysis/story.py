@@ -1,8 +1,7 @@
 r"""What the numbers show, in plain sentences that are computed from them.
 
 Only budgets at which every model takes part count as won or lost. A lead that the paired interval cannot tell from zero
-is called one. Model names are wrapped in the marks ``\x02`` and ``\x03``, so that a page can colour them;
-:func:`unmarked` removes the marks.
+is called one. Without engine seconds :mod:`lit_thinkfast.analysis.untimed` tells of equal numbers of samples instead.
 """
 
 from __future__ import annotations
@@ -10,61 +9,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lit_thinkfast.analysis.comparison import Comparison
+from lit_thinkfast.analysis.comparison import BestAt, Comparison
 from lit_thinkfast.analysis.decode import disturbance, gain, predicted_gain
 from lit_thinkfast.analysis.pareto import Stretch, seconds_to_reach
-from lit_thinkfast.analysis.text import RULE_NAMES, RULES_IN_TEXT, duration, factor, join, percent, shorten
+from lit_thinkfast.analysis.telling import Story, Tile, listed, mark, samples_in_words, unmarked
+from lit_thinkfast.analysis.text import RULE_NAMES, RULES_IN_TEXT, duration, factor, join, percent
+from lit_thinkfast.analysis.untimed import tell_untimed
 from lit_thinkfast.records import Rule
 
 if TYPE_CHECKING:
     from lit_thinkfast.generation.points import DecodePoint
 
-
-@dataclass(frozen=True)
-class Tile:
-    """One number to see first, and what it is."""
-
-    value: str
-    label: str
-    model: str
-
-
-@dataclass(frozen=True)
-class Story:
-    """A headline, the numbers to see first, and paragraphs of (lead-in, text); model names are marked."""
-
-    headline: str
-    tiles: tuple[Tile, ...]
-    paragraphs: tuple[tuple[str, str], ...]
-
-
-def mark(name: str) -> str:
-    """Return a model's name, harmless and short, between marks."""
-    return f"\x02{shorten(name, 40)}\x03"
-
-
-def unmarked(text: str) -> str:
-    """Return ``text`` without marks."""
-    return text.replace("\x02", "").replace("\x03", "")
+__all__ = ["Story", "Tile", "mark", "student_share", "tell", "unmarked"]
 
 
 def tell(c: Comparison, benchmark: Sequence[DecodePoint] | None = None) -> Story:
     """Return the story of a comparison; models other than the baseline are called students."""
     students = [name for name in c.runs if name != c.baseline]
-    if not students:
-        last = c.ks[-1]
-        found = [(RULES_IN_TEXT[r], p) for r in c.rules if (p := c.point(c.baseline, r, last))]
-        text = f"With {last} samples a problem: {join([f'{name} {percent(p.value)}' for name, p in found])}."
-        return Story(f"{mark(c.baseline)} alone", (), (("One model.", text),))
+    if not students or not c.timed:
+        return tell_untimed(c)
     paragraphs = [("Cost.", _cost(c, students)), ("Per sample.", _per_sample(c, students))]
     paragraphs += [(f"{RULE_NAMES[rule]} per second.", _who_wins(c, rule)) for rule in c.rules]
     paragraphs += [("How sure?", _certainty(c)), ("At equal quality.", _equal_quality(c, students))]
     paragraphs += [("The engine alone.", _decode(c, students, benchmark or ()))]
     tiles = [_cost_tile(c, students), _quality_tile(c, students), *_decode_tiles(c, students, benchmark or ())]
-    return Story(_headline(c), tuple(t for t in tiles if t), tuple(p for p in paragraphs if p[1]))
+    return Story(_headline(c) + _doubt(c), tuple(t for t in tiles if t), tuple(p for p in paragraphs if p[1]))
 
 
 def student_share(c: Comparison, rule: Rule) -> float:
@@ -88,7 +59,7 @@ def _headline(c: Comparison) -> str:
         return f"No student beats {base} at any time budget that all models share"
     if all(share == 1 for share in known.values()):
         best = {s.model for rule in known for s in c.fronts[rule] if s.contested}
-        who = mark(best.pop()) if len(best) == 1 else "A student"
+        who = " or ".join(mark(name) for name in c.runs if name in best) if len(best) < 3 else "A student"
         return f"{who} beats {base} at every time budget that all models share"
     ends = {rule: _switch(c, rule) for rule in known}
     always = [rule for rule, share in known.items() if share == 1]
@@ -155,21 +126,11 @@ def _per_sample(c: Comparison, students: list[str]) -> str:
         relation = "no student is behind"
     else:
         relation = f"{join([mark(name) for name in behind])} {'is' if len(behind) == 1 else 'are'} behind"
-    sentence = f"With {_samples(k)} a problem, {relation}: {_listed(value, 'solves')}."
+    sentence = f"With {samples_in_words(k)} a problem, {relation}: {listed(value, 'solves')}."
     if c.ks[-1] > k:
         last = {name: p.value for name in every if (p := c.point(name, rule, c.ks[-1]))}
-        sentence += f" With {c.ks[-1]}, {_listed(last, 'covers')}." if rule == "coverage" else ""
+        sentence += f" With {c.ks[-1]}, {listed(last, 'covers')}." if rule == "coverage" else ""
     return sentence
-
-
-def _samples(k: int) -> str:
-    return "one sample" if k == 1 else f"{k} samples"
-
-
-def _listed(values: dict[str, float], verb: str) -> str:
-    parts = [f"{mark(name)} {percent(value)}" for name, value in values.items()]
-    parts[0] = parts[0].replace("\x03", f"\x03 {verb}", 1)
-    return join(parts)
 
 
 def _who_wins(c: Comparison, rule: Rule) -> str:
@@ -203,14 +164,25 @@ def _who_wins(c: Comparison, rule: Rule) -> str:
     return text + (f"; {mark(c.baseline)} never leads." if c.baseline not in {s.model for s in merged} else ".")
 
 
-def _certainty(c: Comparison) -> str:
-    shared = [
+def _shared(c: Comparison) -> list[BestAt]:
+    """Return who is best at the round budgets at which all models take part."""
+    return [
         b
         for b in c.best
         if b.margin is not None
         and not b.short_of_samples
         and any(s.contested and s.start <= b.seconds <= s.end for s in c.fronts[b.rule])
     ]
+
+
+def _doubt(c: Comparison) -> str:
+    """Return an ending for the headline where no lead of a student at a round budget is clear."""
+    wins = [b.margin for b in _shared(c) if b.margin is not None and b.model != c.baseline]
+    return ", but never clearly" if wins and not any(m.low > 0 for m in wins) else ""
+
+
+def _certainty(c: Comparison) -> str:
+    shared = _shared(c)
     if not shared:
         return ""
     wins = [b.margin.low > 0 for b in shared if b.margin is not None and b.model != c.baseline]

@@ -20,8 +20,8 @@ MODEL_COLOURS = (
     ("#0067a8", "#5cb8f2"),  # blue
     ("#00805a", "#38cf9f"),  # bluish green
     ("#a8457f", "#eb9dc8"),  # reddish purple
-    ("#9a6a00", "#f0b83c"),  # amber
-    ("#2a8fbd", "#9fdcff"),  # sky
+    ("#946500", "#f0b83c"),  # amber
+    ("#20799f", "#9fdcff"),  # sky
     ("#5b5f66", "#b9bec6"),  # grey
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

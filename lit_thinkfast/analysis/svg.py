@@ -18,6 +18,8 @@ from lit_thinkfast.analysis.text import escape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MISSING_LETTER = ".*missing from font"
+"""What matplotlib warns of where its font lacks a letter; such a letter shows as a box."""
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
@@ -33,7 +35,7 @@ def inline_svg(figure: Figure, *, name: str, title: str) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({**RC, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*missing from font")  # such a letter shows as a box
+        warnings.filterwarnings("ignore", message=MISSING_LETTER)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

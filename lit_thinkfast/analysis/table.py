@@ -55,6 +55,9 @@ def table(runs: Mapping[str, ModelRun] | Comparison) -> Group:
         budgets.add_row(Text(duration(seconds)), *(Text(cell) for cell in cells))
     if len(c.runs) == 1:
         return Group(models)
+    if not c.timed:
+        untimed = ", ".join(shorten(name, 40) for name, m in c.measured.items() if not m.timed)
+        return Group(models, Text(f"no engine seconds ({untimed}): nothing is said of time", style="dim"))
     legend = (
         f"k: samples finished by then. Lead in points over {shorten(c.baseline, 40)} (over the best other where that "
         "wins); *: its 95 % interval leaves out zero."

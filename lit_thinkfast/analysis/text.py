@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import html
 import math
+import re
 
 _GAP = "\N{NO-BREAK SPACE}"
+# Controls but tab and newline, marks that reorder or hide text, halves of characters, annotations and non-characters
+_ACTS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\ufffb]"
+)
 
 RULE_NAMES = {
     "coverage": "Coverage",
@@ -27,17 +32,11 @@ def plain(text: str) -> str:
     >>> plain("a\x1b[31mb\u202ec")
     'a\\x1b[31mb\\u202ec'
     """
-    return "".join(c if _shows(ord(c)) else _mark(ord(c)) for c in text)
+    return _ACTS.sub(_mark, text)
 
 
-def _shows(code: int) -> bool:
-    if code < 0xA0:
-        return code in (0x09, 0x0A) or 0x20 <= code < 0x7F
-    reorders = code in (0x061C, 0xFEFF) or 0x200B <= code <= 0x200F or 0x2028 <= code <= 0x202E
-    return not (reorders or 0x2060 <= code <= 0x206F or 0xD800 <= code <= 0xDFFF or 0xFFF0 <= code <= 0xFFFB)
-
-
-def _mark(code: int) -> str:
+def _mark(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
@@ -93,6 +92,19 @@ def duration(seconds: float) -> str:
     )
     number = f"{seconds / size:.{digits}f}"
     return (number.rstrip("0").rstrip(".") if "." in number and number[0] != "0" else number) + f"{_GAP}{unit}"
+
+
+def dollars(amount: float) -> str:
+    """Format an amount of money with two or three digits; thousandths of a dollar are kept.
+
+    >>> [dollars(a) for a in (0.000123, 0.0456, 1.5, 1234.5)]
+    ['$0.00012', '$0.046', '$1.50', '$1,234']
+    """
+    if not math.isfinite(amount):
+        return "-"
+    if amount >= 1 or amount == 0:
+        return f"${amount:,.2f}" if amount < 100 else f"${amount:,.0f}"
+    return f"${amount:.{1 - math.floor(math.log10(amount))}f}"
 
 
 def count(number: float) -> str:

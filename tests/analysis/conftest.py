@@ -1,5 +1,7 @@
 """A small made-up evaluation with models of known skill and cost."""
 
+import dataclasses
+import heapq
 from collections.abc import Callable
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from lit_thinkfast.analysis import ModelRun
 from lit_thinkfast.generation.benchmark import DecodePoint
+from lit_thinkfast.generation.sampling import in_rounds, one_after_the_other
 from lit_thinkfast.records import Completion, Problem, Verdict
 
 MakeRun = Callable[..., ModelRun]
@@ -41,6 +44,40 @@ def make_run(
             )
     meta = {"num_parameters": 1_234_567, "layer_mixers": list(layers), "device_name": "a processor", "threads": 2}
     return ModelRun(completions, verdicts, meta=meta)
+
+
+def put_on_clock(run: ModelRun, *, slots: int = 4, budget: float | None = None, rounds: bool = True) -> ModelRun:
+    """Replay a run on an engine of ``slots`` rows, which are refilled at once; what is unfinished by ``budget`` is lost.
+
+    A sample occupies its row for ``slots`` times its share, so that the shares add up to the engine's time.
+    """
+    written = {(c.problem_id, c.sample): c for c in run.completions}
+    verdicts = {(v.problem_id, v.sample): v for v in run.verdicts}
+    asked = [Problem(p, f"Question of {p}?", "right", level=1 + i % 3) for i, p in enumerate(run.by_problem)]
+    most = max(c.sample for c in run.completions) + 1
+    plan = in_rounds(asked, most) if rounds else one_after_the_other(asked, most)
+    free = [0.0] * slots
+    completions = []
+    for problem, samples in plan:
+        for sample in samples:
+            c = written[problem.id, sample]
+            begun = heapq.heappop(free)
+            ended = begun + slots * c.seconds
+            heapq.heappush(free, ended)
+            if budget is None or ended <= budget:
+                completions.append(dataclasses.replace(c, latency_seconds=ended - begun, finished_seconds=ended))
+    completions.sort(key=lambda c: c.finished_seconds or 0.0)
+    return dataclasses.replace(
+        run,
+        completions=completions,
+        verdicts=[verdicts[c.problem_id, c.sample] for c in completions],
+        problems={p.id: p for p in asked},
+    )
+
+
+@pytest.fixture
+def clocked() -> Callable[..., ModelRun]:
+    return put_on_clock
 
 
 @pytest.fixture

@@ -6,8 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from lit_thinkfast.analysis import ModelRun, budget_points, compare, measure
-from lit_thinkfast.analysis.budget import interval, resample_weights, weighted_means
+from lit_thinkfast.analysis import (
+    Landmarks,
+    ModelRun,
+    budget_points,
+    compare,
+    compare_models,
+    measure,
+    measured_points,
+    priced,
+    winners,
+)
+from lit_thinkfast.metrics.statistics import interval, resample_weights, weighted_means
 from lit_thinkfast.records import Completion, Verdict
 
 
@@ -124,8 +134,79 @@ def test_runs_that_cannot_be_compared_are_refused(runs, run_maker):
     )
     with pytest.raises(ValueError, match="no problem in common"):
         budget_points({**runs, "foreign": foreign})
-    free = ModelRun(
-        [dataclasses.replace(c, seconds=0.0) for c in runs["teacher"].completions], runs["teacher"].verdicts
-    )
-    with pytest.raises(ValueError, match="no completion carries engine seconds"):
-        budget_points({"free": free})
+
+
+def without_seconds(run: ModelRun) -> ModelRun:
+    return dataclasses.replace(run, completions=[dataclasses.replace(c, seconds=0.0) for c in run.completions])
+
+
+def test_a_run_without_seconds_has_values_but_no_times(runs):
+    measured = measure({**runs, "foreign": without_seconds(runs["teacher"])}, ks=[1, 4])
+    assert [m.timed for m in measured.values()] == [True, True, False]
+    points = {(p.model, p.rule, p.k): p for p in measured_points(measured, resamples=50)}
+    for rule in measured["teacher"].values:
+        foreign, own = points["foreign", rule, 4], points["teacher", rule, 4]
+        assert math.isnan(foreign.seconds)
+        assert dataclasses.replace(foreign, model="teacher", seconds=own.seconds) == own
+    with pytest.raises(ValueError, match="foreign: no completion carries engine seconds"):
+        compare(measured["teacher"], measured["foreign"], rule="coverage", seconds=3.0)
+
+
+def test_seconds_of_some_problems_only_are_none(runs):
+    some = [dataclasses.replace(c, seconds=0.0) if c.problem_id == "p3" else c for c in runs["teacher"].completions]
+    assert not measure({"m": dataclasses.replace(runs["teacher"], completions=some)})["m"].timed
+
+
+def test_a_comparison_with_an_untimed_model_is_over_samples_only(runs):
+    c = compare_models({**runs, "foreign": without_seconds(runs["teacher"])}, ks=[1, 4], resamples=50)
+    assert not c.timed
+    assert (c.fronts, c.best, c.landmarks) == ({}, [], Landmarks())
+    assert c.rules == ["coverage", "majority", "weighted_best_of_n", "best_of_n"]
+    assert {p.model for p in c.points if math.isfinite(p.seconds)} == {"teacher", "student"}
+    assert {s.model for s in winners(c.points, "coverage")} <= {"teacher", "student"}
+
+
+def test_problems_with_few_samples_are_counted_out(runs):
+    short = [(c, v) for p in runs["teacher"].by_problem.values() for c, v in p if c.problem_id != "p3" or c.sample < 2]
+    run = dataclasses.replace(runs["teacher"], completions=[c for c, _ in short], verdicts=[v for _, v in short])
+    behind = {p.k: p.num_problems for p in budget_points({"m": run}, rules=["coverage"], resamples=20)}
+    assert behind == {1: 12, 2: 12, 3: 11, 4: 11, 6: 11, 8: 11}
+
+
+def test_prices_turn_seconds_into_dollars(runs):
+    points = budget_points(runs, ks=[1, 2], resamples=20)
+    for prices in (2.0, {"teacher": 4.0, "student": 1.0}):
+        c = compare_models(runs, ks=[1, 2], resamples=20, prices=prices)
+        for p, dollars in zip(points, priced(points, c.prices), strict=True):
+            assert dollars.seconds == pytest.approx(c.dollars(p.model, p.seconds))
+            assert dollars.seconds == pytest.approx(p.seconds * c.prices[p.model] / 3600)
+    assert c.price_per_hour is None
+    assert math.isnan(compare_models(runs, ks=[1], resamples=20).dollars("teacher", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("prices", "message"),
+    [
+        ({"teacher": 1.0}, "no price for 'student'"),
+        ({"teacher": 1.0, "student": 1.0, "other": 1.0}, "a price for 'other', which is not among the models"),
+        (0.0, "the price 0.0 of 'teacher' is not above 0"),
+        (math.nan, "the price nan of 'teacher'"),
+    ],
+)
+def test_prices_that_are_none_are_refused(runs, prices, message):
+    with pytest.raises(ValueError, match=message):
+        compare_models(runs, ks=[1], prices=prices)
+
+
+def test_models_without_scores_are_named(runs, run_maker):
+    c = compare_models({**runs, "bare": run_maker(scored=False)}, ks=[1], resamples=10)
+    assert c.unscored == ("bare",)
+    assert c.rules == ["coverage", "majority"]
+
+
+def test_by_default_k_goes_as_far_as_nine_of_ten_problems(run_maker, clocked):
+    cut = clocked(run_maker(problems=20), budget=110.0)
+    counts = sorted(len(pairs) for pairs in cut.by_problem.values())
+    assert counts[0] < counts[-1]
+    assert measure({"m": cut, "whole": run_maker(problems=20)}, rules=["coverage"])["whole"].ks[-1] == counts[2]
+    assert measure({"m": cut}, ks=[8], rules=["coverage"])["m"].ks == (8,)

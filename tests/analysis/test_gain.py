@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_thinkfast.analysis import build_report, compare_models, measure, selection_gains
-from lit_thinkfast.analysis.budget import resample_weights
+from lit_thinkfast.metrics.statistics import resample_weights
 
 
 def test_gains_equal_a_loop_over_resampled_problems(run_maker):

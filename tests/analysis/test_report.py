@@ -1,12 +1,14 @@
 """The page is whole, self-contained, harmless, repeatable, and says what the numbers say."""
 
 import dataclasses
+import itertools
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from lit_thinkfast.analysis import ModelRun, build_report, compare_models, table
+from lit_thinkfast.analysis.page import page as page_around
 from lit_thinkfast.analysis.story import tell, unmarked
 from lit_thinkfast.generation.benchmark import DecodePoint
 from lit_thinkfast.records import Problem
@@ -22,52 +24,12 @@ HOSTILE = (
     "=cmd|' /C calc'!A0",
 )
 VOID = {"meta", "img", "br", "hr", "link", "input", "source", "use", "path"}
-ALLOWED = set(
-    [
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "main",
-        "header",
-        "section",
-        "h1",
-        "h2",
-        "h3",
-        "p",
-        "b",
-        "i",
-        "span",
-        "small",
-        "div",
-        "dl",
-        "dt",
-        "dd",
-        "ul",
-        "li",
-        "figure",
-        "figcaption",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "details",
-        "summary",
-        "pre",
-        "footer",
-        "svg",
-        "g",
-        "defs",
-        "path",
-        "use",
-        "clippath",
-        "rect",
-    ]
-)
+MARKUP = """
+    html head meta title style body main header nav section article h1 h2 h3 h4 p a b i span small div dl dt dd ul li
+    figure figcaption table thead tbody tr th td details summary pre footer fieldset legend label input
+    svg g defs path use clippath rect
+"""
+ALLOWED = set(MARKUP.split())
 
 
 class Page(HTMLParser):
@@ -105,12 +67,20 @@ def check_harmless(text):
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         assert name not in {"src", "srcset", "action", "formaction", "data", "poster", "srcdoc", "xmlns"}
-        if name in {"href", "xlink:href"}:
+        if name in {"href", "xlink:href"} and not (tag == "a" and value.startswith("data:")):
             assert value.startswith("#")
             assert value[1:] in page.ids
+        elif name in {"href", "xlink:href"}:
+            assert re.fullmatch(r"data:(text/csv|application/json);charset=utf-8;base64,[A-Za-z0-9+/=]*", value)
+            assert ("a", "download") in {(t, n) for t, n, _ in page.attributes}
         assert not re.search(r"url\((?!#)", value)
         assert "://" not in value
         assert "javascript:" not in value or name == "aria-label"
+    heads = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert heads.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise([0, *heads]))  # no level is left out
+    scopes = [value for tag, name, value in page.attributes if tag == "th" and name == "scope"]
+    assert len(scopes) == page.tags.count("th")
     style = re.findall(r"<style>(.*?)</style>", text, flags=re.DOTALL)
     assert len(style) == 1
     assert "url(" not in style[0]
@@ -192,6 +162,15 @@ def test_story_says_who_wins(run_maker):
     assert tell(compare_models({"teacher": teacher})).paragraphs[0][0] == "One model."
 
 
+def test_headline_doubts_leads_that_are_not_clear(run_maker):
+    few = {"teacher": run_maker(problems=5, seed=4), "student": run_maker(problems=5, seconds=0.8, skill=0.55, seed=5)}
+    c = compare_models(few)
+    wins = [b.margin for b in c.best if b.model == "student" and not b.short_of_samples and b.margin is not None]
+    assert wins
+    assert all(m.low <= 0 for m in wins)
+    assert unmarked(tell(c).headline).endswith(", but never clearly")
+
+
 def test_headline_names_the_budget_at_which_the_lead_passes(run_maker):
     runs = {
         "teacher": run_maker(seconds=1.0, skill=0.75, problems=60, samples=16),
@@ -222,3 +201,157 @@ def test_best_at_budgets_agrees_with_the_curves(runs):
         assert b.value >= min(stretch.start_value, stretch.end_value) - 1e-9
         if b.margin is not None:
             assert b.margin.difference >= -1e-9
+
+
+@pytest.fixture
+def plain_runs(run_maker):
+    """Without scores: fewer rules, so fewer figures to draw."""
+    return {
+        "teacher": run_maker(name="teacher", skill=0.6, layers=("attention",) * 2, scored=False),
+        "student": run_maker(name="student", seconds=0.3, seed=1, scored=False),
+    }
+
+
+def shown_text(path):
+    return "".join(check_harmless(path.read_text()).text)
+
+
+def without_seconds(run):
+    return ModelRun([dataclasses.replace(c, seconds=0.0) for c in run.completions], run.verdicts, meta=run.meta)
+
+
+def test_headline_then_front_then_the_rest(tmp_path, plain_runs):
+    text = build_report(plain_runs, tmp_path / "r.html").read_text()
+    places = [text.index(part) for part in ("<h1>", 'id="front"', "<svg", 'class="tiles"', 'id="story"', 'id="models"')]
+    assert places == sorted(places)
+    assert "Pareto front of coverage over time" in text
+    page = check_harmless(text)
+    links = [value for tag, name, value in page.attributes if tag == "a" and name == "href" and value.startswith("#")]
+    assert len(links) > 12 + 10
+
+
+def test_untimed_comparison_speaks_of_samples_only(tmp_path, plain_runs):
+    bare = {name: without_seconds(run) for name, run in plain_runs.items()}
+    c = compare_models(bare, resamples=50)
+    assert not c.timed
+    shown = shown_text(build_report(c, tmp_path / "r.html"))
+    assert "With 8 samples a problem" in unmarked(tell(c).headline)
+    for absent in (r"\bnan\b", r"\binf\b", "Per second", "round budgets", "over time", "engine seconds per"):
+        assert not re.search(absent, shown), absent
+    assert "No engine time was recorded for teacher and student" in shown
+    mixed = compare_models({"teacher": plain_runs["teacher"], "student": bare["student"]}, resamples=50)
+    assert not re.search(r"\bnan\b", shown_text(build_report(mixed, tmp_path / "m.html")))
+    alone = compare_models({"teacher": bare["teacher"]}, resamples=50)
+    best = max(alone.point("teacher", rule, 8).value for rule in alone.rules if rule != "coverage")
+    assert f"{100 * best:.1f}" in tell(alone).headline
+
+
+def test_untimed_headline_names_the_best(run_maker):
+    runs = {"weak": run_maker(skill=0.2, scored=False), "strong": run_maker(skill=0.8, scored=False, seed=1)}
+    c = compare_models({name: without_seconds(run) for name, run in runs.items()}, resamples=50)
+    assert unmarked(tell(c).headline) == "With 8 samples a problem, strong is best by every rule"
+
+
+def test_every_section_says_where_its_numbers_come_from(tmp_path, plain_runs):
+    session = {
+        "started": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-03T03:04:05+00:00",
+        "git": {"commit": "f" * 40, "changed": True},
+        "versions": {"torch": "2.6.0", "lit-thinkfast": "9.8.7"},
+    }
+    told = dataclasses.replace(plain_runs["teacher"], meta={**plain_runs["teacher"].meta, "sessions": [session]})
+    path = build_report({"teacher": told, "student": plain_runs["student"]}, tmp_path / "r.html")
+    text, shown = path.read_text(), shown_text(path)
+    for section in re.findall(r'<section[^>]*id="([a-z-]+)"', text):
+        part = text[text.index(f'id="{section}"') :]
+        part = part[: part.index("</section>")]
+        numbers = section not in ("story", "method", "provenance", "download")
+        assert ('class="source"' in part) == numbers, section
+    for fact in ("2026-01-02 to 2026-01-03", "git ffffffffff with changes (teacher)", "lit-thinkfast 9.8.7", "seed 0"):
+        assert fact in shown
+    assert "not recorded (student)" in shown
+
+
+def test_levels_subjects_prices_and_removed_problems(tmp_path, plain_runs):
+    known = {f"p{i}": Problem(f"p{i}", "?", "1", level=1 + i // 6, subject=("A & B", "C")[i % 2]) for i in range(12)}
+    extra = dataclasses.replace(plain_runs["teacher"].completions[0], problem_id="gone")
+    teacher = ModelRun(
+        [*plain_runs["teacher"].completions, extra], plain_runs["teacher"].verdicts, meta=plain_runs["teacher"].meta
+    )
+    c = compare_models({"teacher": teacher, "student": plain_runs["student"]}, prices=3.6, resamples=50)
+    path = build_report(c, tmp_path / "r.html", problems=list(known.values()))
+    text, shown = path.read_text(), shown_text(path)
+    assert "1 problem is left out since no sample of it has a verdict" in shown
+    assert "At $3.60 an hour, one second of engine time costs $0.0010." in shown
+    graded = dataclasses.replace(c, runs={n: dataclasses.replace(r, problems=known) for n, r in c.runs.items()})
+    for by, group in (("level", "2"), ("subject", "A & B")):
+        part = text[text.index(f'id="by-{by}"') :]
+        part = part[: part.index("</section>")]
+        for v in graded.groups(by):
+            if v.group == group and v.k == 1 and v.rule == "coverage":
+                assert f"{100 * v.value:.1f}" in part
+        assert group.replace("&", "&amp;") in part
+
+
+def test_deadline_and_landmarks_are_shown(tmp_path, plain_runs):
+    timed = {}
+    for name, run in plain_runs.items():
+        completions, clock = [], 0.0
+        for c in sorted(run.completions, key=lambda c: (c.sample, c.problem_id)):
+            clock += c.seconds
+            completions.append(dataclasses.replace(c, finished_seconds=clock, latency_seconds=c.seconds))
+        timed[name] = ModelRun(completions, run.verdicts, meta=run.meta)
+    c = compare_models(timed, resamples=50)
+    assert c.deadline
+    path = build_report(c, tmp_path / "r.html")
+    text, shown = path.read_text(), shown_text(path)
+    assert 'id="deadline-coverage' in text or "By a real deadline" in shown
+    assert "By a real deadline" in shown
+    assert "Time to reach a value: coverage" in shown
+    for area in c.landmarks.areas:
+        assert f"{100 * area.value:.1f}" in shown
+    assert "By a real deadline" not in shown_text(build_report(plain_runs, tmp_path / "none.html"))
+
+
+def test_outcomes_are_counted_apart(tmp_path, run_maker):
+    run = run_maker(problems=2, samples=4)
+    ends = ["correct", "incorrect", "unparsable", "timeout", "oom", "crashed", "truncated", "correct"]
+    verdicts = [dataclasses.replace(v, outcome=end) for v, end in zip(run.verdicts, ends, strict=True)]
+    text = build_report({"m": ModelRun(run.completions, verdicts)}, tmp_path / "r.html").read_text()
+    table = text[text.index("How the samples ended") :]
+    table = table[: table.index("</table>")]
+    assert re.findall(r"<small>(\d+)</small>", table) == ["2", "1", "1", "1", "1", "1", "1"]
+    assert "Grading failed for some samples" in text
+
+
+def test_colours_have_contrast():
+    """Text on its background has at least the contrast that WCAG 2.2 asks for (1.4.3: 4.5 to 1), light and dark."""
+    from lit_thinkfast.analysis.style import THEME
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return sum(
+            w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4)
+            for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+        )
+
+    def contrast(one, other):
+        high, low = sorted((luminance(one), luminance(other)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    sheet = re.search(r"<style>(.*?)</style>", page_around("t", []), re.DOTALL)[1]
+    pages = re.findall(r"--page: (#\w+); --line: #\w+; --good: (#\w+); --bad: (#\w+)", sheet)[:2]
+    for number, (page, good, bad) in enumerate(pages):
+        grounds = (page, THEME["paper"][number])
+        inks = [good, bad, *(THEME[name][number] for name in THEME if name not in ("grid", "paper"))]
+        names = ["good", "bad", *(name for name in THEME if name not in ("grid", "paper"))]
+        for ground in grounds:
+            for name, ink in zip(names, inks, strict=True):
+                assert contrast(ink, ground) >= 4.5, (name, number, ground, contrast(ink, ground))
+
+
+def test_the_benchmark_says_where_it_comes_from(tmp_path, plain_runs, benchmark_points):
+    meta = {"settings": {"seed": 7}, "machine": {"device_name": "a card", "versions": {"torch": "2.6.0"}}}
+    path = build_report(plain_runs, tmp_path / "r.html", benchmark=benchmark_points, benchmark_meta=meta)
+    told = "decode benchmark of teacher and student; seed 7; a card; dates not recorded; torch 2.6.0; git not recorded"
+    assert told in shown_text(path)
