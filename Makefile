@@ -4,6 +4,9 @@
 # make bench-mixers speed and memory of the mixers against transformers' code and plain loops (an idle machine; 3 minutes)
 # make bench-distill speed and memory of losses, steps and packing against textbook forms (an idle machine; 8 minutes)
 # make bench-decode speed and memory of sampling against transformers, roofline and static batches (an idle machine; 33 minutes)
+# make bench-report  how long a large report takes to build and to open (needs chromium; 2 minutes)
+# make bench-estimators the estimators at 10,000 samples of 1,000 problems (2 minutes)
+# make bench-grading GSM8K=... MATH500=... grading against math-verify, and 10,000 hostile answers (an idle machine)
 # make learning      does distillation learn, and by what (TABLE=init, mohawk, ...; at most an hour each)
 # Also: install, lint, format, docs, smollm2, clean. Variables: VENV, PYTHON, PIP_FLAGS, ARGS, CONSTRAIN, WORKERS.
 
@@ -26,7 +29,8 @@ KERNEL_VENV ?= $(VENV)-kernels
 KERNEL_PIP := $(KERNEL_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
 	-c constraints-kernels.txt $(PIP_FLAGS)
 
-.PHONY: install quickstart test test-kernels bench-mixers bench-distill bench-decode learning lint format docs smollm2 clean
+.PHONY: install quickstart test test-kernels bench-mixers bench-distill bench-decode bench-estimators bench-grading \
+	bench-report learning lint format docs smollm2 clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -48,6 +52,15 @@ bench-distill: $(VENV)/.installed
 
 bench-decode: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decode.py $(ARGS)
+
+bench-estimators: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py $(ARGS)
+
+bench-grading: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/grading.py --gsm8k $(GSM8K) --math500 $(MATH500) $(ARGS)
+
+bench-report: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/report.py $(ARGS)
 
 learning: $(VENV)/.installed
 	$(BIN)/python benchmarks/learning.py --table $(TABLE) $(ARGS)

@@ -68,7 +68,7 @@ def run(
     """
     import rich
 
-    from lit_thinkfast.analysis import build_report, table
+    from lit_thinkfast.analysis import table, write_bundle
     from lit_thinkfast.data.problems import load_problems
     from lit_thinkfast.evaluations import compare_runs
     from lit_thinkfast.generation import SamplingConfig
@@ -115,10 +115,11 @@ def run(
         "live distillation and more steps, as docs/teacher.md tells."
     )
     comparison = compare_runs(runs)
-    page = build_report(
+    page, *_ = write_bundle(
         comparison,
         folder / "report.html",
         benchmark=points,
+        benchmark_meta=json.loads((folder / "benchmark.json").read_text(encoding="utf-8")),
         problems=chosen,
         notes=notes,
         title="lit-thinkfast quickstart",

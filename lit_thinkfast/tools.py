@@ -5,6 +5,7 @@ function runs. Whatever is wrong with an argument is a ``ValueError`` or ``FileN
 """
 
 # No postponed annotations: to resolve them, jsonargparse would import what is for type checkers only.
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -281,9 +282,10 @@ def report(
 
     check_place(out)
     points = read_points(benchmark) if benchmark is not None else None
+    about = json.loads(Path(benchmark).read_text(encoding="utf-8")) if benchmark is not None else None
     loaded = {name: read_folder(Path(folder)) for name, folder in runs.items()}
     comparison = compare_runs(loaded, prices=price_per_hour)
-    paths = write_bundle(comparison, out, benchmark=points, notes=notes, title=title)
+    paths = write_bundle(comparison, out, benchmark=points, benchmark_meta=about, notes=notes, title=title)
     rich.print(table(comparison))
     print(f"written to {out}, and {len(paths) - 1} files to {paths[1].parent}")
 

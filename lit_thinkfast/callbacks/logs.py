@@ -95,11 +95,7 @@ class LogSamples(Callback):
         )  # they come as they end
         verdicts: list[Verdict | None] = [None] * len(completions)
         if self.prompts is None:
-            if self.verifier is None:
-                from lit_thinkfast.verification.grading import MathVerifier
-
-                self.verifier = MathVerifier()
-            verdicts = list(self.verifier.grade_batch(problems, completions))
+            verdicts = list(self._verifier.grade_batch(problems, completions))
         owners = [problems[place[completion.problem_id]] for completion in completions]
         log_samples(trainer, _tag(trainer, "samples"), list(zip(owners, completions, verdicts, strict=True)))
 
@@ -108,7 +104,10 @@ class LogSamples(Callback):
     def _problems(self, trainer: Trainer) -> list[Problem]:
         if self.prompts is not None:
             return [Problem(f"prompt {number}", prompt, "") for number, prompt in enumerate(self.prompts, start=1)]
-        return list(getattr(_data(trainer), "problem_set", None) or [])[: self.count]
+        found = list(getattr(_data(trainer), "problem_set", None) or [])[: self.count]
+        if isinstance(self._verifier, MathVerifier):
+            found, _ = gradable(found)
+        return found
 
     def _check(self, trainer: Trainer) -> None:
         if not self._problems(trainer):

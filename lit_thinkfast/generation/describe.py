@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,3 +56,8 @@ def git_state() -> dict[str, Any] | None:
             return None
         answers.append(done.stdout.strip())
     return {"commit": answers[0], "changed": bool(answers[1])}
+
+
+def now() -> str:
+    """Return the time as it is noted: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

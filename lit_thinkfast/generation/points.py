@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_thinkfast.generation.calibration import DRIFT_LIMIT
+from lit_thinkfast.generation.describe import git_state, now
 from lit_thinkfast.generation.journal import write_json
 from lit_thinkfast.records import RecordError, from_dict
 
@@ -96,9 +97,11 @@ class DecodeBenchmark:
     points: list[DecodePoint]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as one JSON document."""
+        """Write everything as one JSON document, with the time and the commit that it was made at."""
         parts = {name: getattr(self, name) for name in ("settings", "machine", "calibration")}
-        write_json(parts | {"points": [dataclasses.asdict(point) for point in self.points]}, path)
+        session = {"finished": now(), "git": git_state()}
+        points = [dataclasses.asdict(point) for point in self.points]
+        write_json(parts | {"sessions": [session], "points": points}, path)
 
 
 def read_points(path: str | os.PathLike[str]) -> list[DecodePoint]:

@@ -15,11 +15,10 @@ import statistics
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from lit_thinkfast.generation.calibration import disturbance, disturbed, drift
-from lit_thinkfast.generation.describe import git_state
+from lit_thinkfast.generation.describe import git_state, now
 from lit_thinkfast.generation.journal import Journal, read_clock
 from lit_thinkfast.generation.ranks import Rank
 from lit_thinkfast.generation.sampling import BaseSampler
@@ -50,7 +49,7 @@ class Session:
         self.stats_before = dataclasses.replace(sampler.stats)
         self.values: dict[str, Any] = {
             "id": uuid.uuid4().hex,
-            "started": _now(),
+            "started": now(),
             "batch_size": sampler.config.batch_size,
             "git": git_state(),
             **{name: described[name] for name in _MACHINE if name in described},
@@ -71,8 +70,8 @@ class Session:
         stats, before = self._sampler.stats, self.stats_before
         used = max(stats.engine_seconds - before.engine_seconds, clock - self.values["engine_seconds_before"])
         self.values["engine_seconds"] = used
-        now, then = dataclasses.asdict(stats), dataclasses.asdict(before)
-        self.values |= {name: now[name] if name in _PEAKS else now[name] - then[name] for name in now}
+        after, then = dataclasses.asdict(stats), dataclasses.asdict(before)
+        self.values |= {name: after[name] if name in _PEAKS else after[name] - then[name] for name in after}
         self.values["load_average"]["after"] = _load_average()
         calibration = self.values["calibration"]
         calibration["after"] = self._sampler.calibrate()
@@ -81,7 +80,7 @@ class Session:
             self.values["disturbed"] = disturbed(calibration["before"], calibration["after"])
             if note := disturbance(calibration["drift"]):
                 _log.warning("%s: %s: its seconds are not to be relied on", path, note)
-        self.values["finished"] = _now()
+        self.values["finished"] = now()
 
 
 def run_clock(completions: Iterable[Completion], meta: Mapping[str, Any], *, noted: float = 0.0) -> float:
@@ -171,7 +170,3 @@ def _device_seconds(session: Mapping[str, Any]) -> float:
 
 def _load_average() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

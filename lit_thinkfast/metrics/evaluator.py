@@ -75,6 +75,8 @@ class ReasoningEvaluator:
     def evaluate(self, model: Any, tokenizer: Any, problems: list[Problem], ids: list[int]) -> None:
         """Sample, grade and score ``problems`` on this process alone.
 
+        A problem whose gold answer a ``MathVerifier`` cannot read is left out, and named in the log.
+
         Args:
             model: A ``HybridForCausalLM``.
             tokenizer: Of the model.
@@ -85,7 +87,7 @@ class ReasoningEvaluator:
             ValueError: Numbers of problems and ids differ, an id is outside the set, or sampling refuses a problem.
         """
         from lit_thinkfast.generation.sampler import Sampler
-        from lit_thinkfast.verification.grading import MathVerifier
+        from lit_thinkfast.verification.grading import MathVerifier, gradable
         from lit_thinkfast.verification.scores import checked_scores, name_of
 
         grid = self._ready()
@@ -95,6 +97,10 @@ class ReasoningEvaluator:
             return
         if self.verifier is None:
             self.verifier = MathVerifier()
+        if isinstance(self.verifier, MathVerifier):
+            readable = {problem.id for problem in gradable(problems)[0]}
+            pairs = [(p, i) for p, i in zip(problems, ids, strict=True) if p.id in readable]
+            problems, ids = [p for p, _ in pairs], [i for _, i in pairs]
         completions = list(Sampler(model, tokenizer, self.sampling).sample(problems))
         verdicts = self.verifier.grade_batch(problems, completions)
         scores = None

@@ -1,10 +1,11 @@
 """Processes that compare answers with math-verify and can be killed at any moment.
 
 Computer algebra on model text hangs, eats memory and cannot be interrupted from within (big-integer code does not
-listen to signals), so each comparison runs in a child process with limits of memory and processor time, watched by a
-clock. The child is a plain subprocess: it works from threads, daemonic processes and notebooks, and never imports the
-caller's main module. Children start with the first comparison, live on, are replaced after a failure or ``max_jobs``
-comparisons, and end with the pool, with the interpreter, or when their parent dies.
+listen to signals), so each comparison runs in a fork of a child process, under limits of memory, processor time and
+clock (see :mod:`lit_thinkfast.verification.worker`). A comparison that is killed loses nothing but itself. The child is
+a plain subprocess: it works from threads, daemonic processes and notebooks, and never imports the caller's main module.
+Children start when there are comparisons enough to share, live on, and end with the pool, with the interpreter, or when
+their parent dies. Needs a POSIX system.
 """
 
 from __future__ import annotations
@@ -20,25 +21,37 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Comparison = Literal["correct", "incorrect", "unparsable", "timeout", "oom", "crashed"]
 
 _PROGRAM = str(Path(__file__).with_name("worker.py"))
 _START_SECONDS = 300.0
+_GRACE_SECONDS = 0.2
+"""How much later than the fork's own clock ours ends it, and all of the process with it: only what is stopped, or
+starved of processor time, comes to that."""
+_JOBS_A_WORKER = 32
+"""Comparisons that are worth the start of a process, which takes as long."""
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerPool:
     """A few grading processes.
 
     Args:
-        num_workers: Processes at most; more are only started when as many threads ask at once.
-        wall_seconds: Clock time of one comparison.
-        cpu_seconds: Processor time of one comparison, to the whole second above. Ends most hangs, and unlike the clock
-            does not depend on how busy the machine is.
+        num_workers: Processes at most. Default: as many as cores. More than one is only started for many comparisons.
+        cpu_seconds: Processor time of one comparison. Ends most hangs, and unlike the clock does not depend on how busy
+            the machine is.
+        wall_seconds: Clock time of one comparison, above the former so that a busy machine rarely decides.
         memory_bytes: Address space of a process.
-        max_jobs: Comparisons after which a process is replaced, since parsers leak.
 
     Raises:
         ValueError: A limit that is not above 0.
@@ -47,26 +60,25 @@ class WorkerPool:
     def __init__(
         self,
         *,
-        num_workers: int = 1,
-        wall_seconds: float = 30.0,
-        cpu_seconds: int = 2,
+        num_workers: int | None = None,
+        cpu_seconds: float = 0.9,
+        wall_seconds: float = 1.5,
         memory_bytes: int = 1 << 30,
-        max_jobs: int = 1000,
     ) -> None:
+        num_workers = available_cores() if num_workers is None else num_workers
         limits = {
             "num_workers": num_workers,
-            "wall_seconds": wall_seconds,
             "cpu_seconds": cpu_seconds,
+            "wall_seconds": wall_seconds,
             "memory_bytes": memory_bytes,
-            "max_jobs": max_jobs,
         }
         for name, value in limits.items():
             if not value > 0:
                 raise ValueError(f"{name} {value} is not above 0; give it a positive value")
         self.num_workers = num_workers
+        self.limits = f"{cpu_seconds:g} s of processor, {wall_seconds:g} s of clock, {memory_bytes >> 20} MiB"
         self.wall_seconds = wall_seconds
-        self.max_jobs = max_jobs
-        self._command = [sys.executable, "-P", _PROGRAM, str(memory_bytes), str(cpu_seconds)]
+        self._command = [sys.executable, "-P", _PROGRAM, str(memory_bytes), str(cpu_seconds), str(wall_seconds)]
         self._free: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._workers = [_Worker() for _ in range(num_workers)]
         for worker in self._workers:
@@ -81,14 +93,22 @@ class WorkerPool:
         """
         worker = self._free.get()
         try:
-            if worker.process is None or worker.jobs >= self.max_jobs:
+            if worker.process is None:
                 worker.start(self._command)
-            return worker.ask({"answer": answer, "gold": gold}, self.wall_seconds)
+            return worker.ask({"answer": answer, "gold": gold}, self.wall_seconds + _GRACE_SECONDS)
         except BaseException:
             worker.stop()
             raise
         finally:
             self._free.put(worker)
+
+    def compare_all(self, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+        """Return the outcome of each pair of answer and gold, in order; as :meth:`compare`, on several processes."""
+        threads = min(self.num_workers, -(-len(pairs) // _JOBS_A_WORKER))
+        if threads < 2:
+            return [self.compare(*pair) for pair in pairs]
+        with ThreadPoolExecutor(threads) as executor:
+            return list(executor.map(lambda pair: self.compare(*pair), pairs))
 
     def close(self) -> None:
         """End all processes and wait for them. The pool can be used again, which starts new ones."""
@@ -110,7 +130,7 @@ _pool_lock = threading.Lock()
 
 
 def shared_pool() -> WorkerPool:
-    """Return this process's pool of one worker; a forked child gets its own."""
+    """Return this process's pool with default limits; a forked child gets its own."""
     with _pool_lock:
         return _pool_of(os.getpid())
 
@@ -120,53 +140,55 @@ class _Worker:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.jobs = 0
         self._unread = b""
 
     def start(self, command: list[str]) -> None:
         self.stop()
+        # a session of its own: an interrupt from the keyboard is for us, and its forks can be ended with it
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
         )
-        self.jobs, self._unread = 0, b""
-        if (self._read(_START_SECONDS) or {}).get("outcome") != "ready":
+        self._unread = b""
+        if self._read(_START_SECONDS) != "ready":
             self.stop()
             raise RuntimeError(
                 "the grading process did not start; see if python -c 'import math_verify' works, or raise its memory"
             )
 
-    def ask(self, job: dict[str, str], wall_seconds: float) -> Comparison:
+    def ask(self, job: dict[str, str], seconds: float) -> Comparison:
         process = self.process
         assert process is not None
         assert process.stdin is not None
-        self.jobs += 1
+        deadline = time.monotonic() + seconds
         try:
             process.stdin.write(json.dumps(job).encode() + b"\n")
-            reply = self._read(wall_seconds)
+            reply = self._read(seconds)
         except BrokenPipeError:
             reply = None
         if reply is None:
-            try:
-                status = process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                status = -signal.SIGXCPU  # still at it when the clock ran out
-            reply = {"outcome": "timeout" if status == -signal.SIGXCPU else "crashed", "last": True}
-        if reply["last"]:
+            ended = time.monotonic() < deadline
             self.stop()
-        outcome: Comparison = reply["outcome"]
-        return outcome
+            return "crashed" if ended else "timeout"
+        return reply  # type: ignore[return-value]
 
     def stop(self) -> None:
         process, self.process = self.process, None
         if process is None:
             return
-        process.kill()  # it keeps nothing that could be lost
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # it keeps nothing that could be lost
+        process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
 
-    def _read(self, seconds: float) -> dict[str, Any] | None:
+    def _read(self, seconds: float) -> str | None:
         """Return the next reply, or ``None`` if none comes in time or the process ends."""
         assert self.process is not None
         assert self.process.stdout is not None
@@ -181,8 +203,7 @@ class _Worker:
                     return None
                 self._unread += chunk
         line, _, self._unread = self._unread.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+        return line.decode()
 
 
 def _stop_all(workers: list[_Worker], owner: int) -> None:
