@@ -61,16 +61,15 @@ def read_completions(
 def keep_completions(samples: "Samples", path: str | Path, folder: Path, *, engine_seconds: float | None) -> None:
     """Write completions into an evaluation folder, with a meta file that says where they are from.
 
-    A file of ours is copied as it is, its meta file too.
+    A file of ours that nothing was added to is copied as it is, its meta file too.
     """
     from lit_thinkfast.generation.journal import meta_path, write_json
+    from lit_thinkfast.layouts import read_samples
     from lit_thinkfast.records import write_jsonl
 
     source, target = Path(path), folder / COMPLETIONS
-    if samples.layout == "native" and engine_seconds is None and source.is_file():
+    if source.is_file() and samples.layout == "native" and read_samples(source).completions == samples.completions:
         keep_file(source, target)
-        if meta_path(source).is_file():
-            keep_file(meta_path(source), meta_path(target))
         return
     write_jsonl(samples.completions, target)
     write_json(
@@ -83,20 +82,26 @@ def keep_completions(samples: "Samples", path: str | Path, folder: Path, *, engi
 
 
 def keep_file(source: str | Path, target: Path) -> None:
-    """Copy a file, unless it is there already."""
+    """Copy a file with its meta file, unless it is there already; a meta file of what was there before goes."""
+    from lit_thinkfast.generation.journal import meta_path
+
     if Path(source).resolve() == target.resolve():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    for own, copy in ((meta_path(source), meta_path(target)), (Path(source), target)):
+        if not own.is_file():
+            copy.unlink(missing_ok=True)
+            continue
+        partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+        try:
+            shutil.copyfile(own, partial)
+            os.replace(partial, copy)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 class RecordedRewards:
-    """The rewards that another program's reward model has given, as a reward model.
+    """The rewards that another program's reward model has given, as a reward model. What they took is not known.
 
     Args:
         samples: Completions with rewards.
@@ -115,6 +120,7 @@ class RecordedRewards:
                 f"{first.sample}; score all of them, or none"
             )
         self._rewards = samples.rewards
+        self.timed = False
         self.aggregation: Aggregation = aggregation
         self.name = f"recorded by {samples.layout} ({aggregation})"
 

@@ -83,19 +83,21 @@ def with_engine_seconds(completions: Iterable[Completion], seconds: float) -> li
     """Share the engine seconds of a whole run among its completions, by tokens, or evenly where nobody counted them.
 
     Raises:
-        ValueError: Not a positive number of seconds.
+        ValueError: Not a positive number of seconds, or tokens counted of some completions only.
     """
     if not 0 < seconds < math.inf:
         raise ValueError(f"engine_seconds {seconds} is not a positive number of seconds")
     given = list(completions)
-    weights = [c.num_tokens for c in given]
-    if not all(weights):
-        weights = [1] * len(given)
+    counted = any(c.num_tokens for c in given)
+    if counted and (missing := [c for c in given if c.text and not c.num_tokens]):
+        first = missing[0]
+        raise ValueError(
+            f"engine_seconds are shared out by tokens, but {len(missing)} of {len(given)} completions have no count, "
+            f"the first is problem {first.problem_id!r} sample {first.sample}"
+        )
+    weights = [c.num_tokens or 1 for c in given]  # nothing was written but the end
     share = seconds / sum(weights)
-    return [
-        dataclasses.replace(c, seconds=share * w, latency_seconds=share * w)
-        for c, w in zip(given, weights, strict=True)
-    ]
+    return [dataclasses.replace(c, seconds=share * w) for c, w in zip(given, weights, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,12 @@ class _Line:
                 return self._typed(self.values[name], kind, name)
         raise RecordError(f"{self.where}: no {' or '.join(map(repr, names))}; is this file of another layout?")
 
+    def part(self, name: str) -> _Line:
+        """Return the object under ``name``."""
+        return _Line(self.get(dict, name), self.where, self.number)
+
     def maybe(self, kind: type, name: str) -> Any:
+        """Return the value under ``name``, of type ``kind``, or ``None`` where there is none."""
         value = self.values.get(name)
         return None if value is None else self._typed(value, kind, name)
 
@@ -180,18 +187,17 @@ def _lm_eval(files: list[Path]) -> Iterator[_Sample]:
     for file in files:
         task = file.stem.removeprefix("samples_").rsplit("_", 1)[0]
         for line in _lines([file]):
-            doc = line.get(dict, "doc")
+            doc = line.part("doc")
             target = line.get(str, "target")
             responses = line.get(list, "resps")
             texts = responses[0] if responses and isinstance(responses[0], list) else responses
-            inner = _Line(doc, line.where, line.number)
             problem = Problem(
                 f"{task}/{line.values.get('doc_id', line.number)}",
-                inner.get(str, "question", "problem", "query", "input"),
+                doc.get(str, "question", "problem", "query", "input"),
                 extract_answer(target) or target,
                 source="gsm8k" if task.startswith("gsm8k") else task,
-                level=_level(doc.get("level")),
-                subject=str(doc.get("subject") or doc.get("type") or ""),
+                level=_level(doc.values.get("level")),
+                subject=str(doc.values.get("subject") or doc.values.get("type") or ""),
             )
             for i, text in enumerate(texts):
                 yield _Sample(line.where, _completion(line, problem.id, i, text, 0), problem)
@@ -201,27 +207,30 @@ def _openai_batch(files: list[Path]) -> Iterator[_Sample]:
     """One line a request; ``custom_id`` is the problem, with ``#`` and the sample's number where it was asked often."""
     for line in _lines(files):
         name = line.get(str, "custom_id")
-        body = line.get(dict, "response").get("body")
-        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
+        body = line.part("response").maybe(dict, "body") or {}
+        choices = body.get("choices")
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
             raise RecordError(f"{line.where}: the response holds no choices ({str(line.values.get('error'))[:80]})")
         problem, mark, first = name.rpartition("#")
         if not mark or not first.isdecimal():
             problem, first = name, "0"
-        counts = body.get("usage") or {}
-        total = counts.get("completion_tokens", 0) if len(body["choices"]) == 1 else 0
-        for i, choice in enumerate(body["choices"]):
-            text = choice.get("text") if "text" in choice else (choice.get("message") or {}).get("content")
+        usage = _Line(body, line.where, line.number).part("usage") if body.get("usage") else _Line({}, line.where, 0)
+        for i, values in enumerate(choices):
+            choice = _Line(values, line.where, line.number)
+            number = choice.maybe(int, "index")
+            message = choice if "text" in values else choice.part("message")
             made = _completion(
                 line,
                 problem,
-                int(first) + int(choice.get("index", i)),
-                text,
-                total,
-                finish="length" if choice.get("finish_reason") == "length" else "stop",
+                int(first) + (i if number is None else number),
+                message.get(str, "text" if "text" in values else "content"),
+                (usage.maybe(int, "completion_tokens") or 0) if len(choices) == 1 else 0,
+                finish="length" if values.get("finish_reason") == "length" else "stop",
             )
-            prompt = counts.get("prompt_tokens", 0)
-            made = dataclasses.replace(made, num_prompt_tokens=prompt, model=str(body.get("model") or ""))
-            yield _Sample(line.where, made)
+            prompt = usage.maybe(int, "prompt_tokens") or 0
+            yield _Sample(
+                line.where, dataclasses.replace(made, num_prompt_tokens=prompt, model=str(body.get("model") or ""))
+            )
 
 
 _READERS: dict[str, Callable[[list[Path]], Iterator[_Sample]]] = {

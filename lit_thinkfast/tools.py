@@ -246,6 +246,8 @@ def evaluate(
         keep_completions(samples, completions, folder, engine_seconds=engine_seconds)
     if chosen:
         write_jsonl(chosen, folder / PROBLEMS)
+    elif completions is not None and Path(completions).resolve() != (folder / COMPLETIONS).resolve():
+        (folder / PROBLEMS).unlink(missing_ok=True)  # those of other completions
     if verdicts is None:
         grade_to_file(chosen, folder / COMPLETIONS, folder / VERDICTS, reward_model=scorer)
     else:

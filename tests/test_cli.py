@@ -1,5 +1,6 @@
 """The command line: verbs end to end on tiny models, and one clear line with exit code 2 for every mistake."""
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -311,6 +312,35 @@ def test_completions_of_another_program_are_graded_anew(cli, tmp_path):
         cli("evaluate", "--completions", timed / "completions.jsonl", "--out", out, "--engine-seconds", 3),
         "engine seconds of their own",
     )
+
+
+def test_an_evaluation_of_given_files_keeps_what_belongs_to_them(cli, evaluation, tmp_path):
+    """Meta files go along; what was in the folder of other completions does not stay; a name that was given does."""
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in ("completions", "verdicts"):
+        (files / f"{name}.jsonl").write_bytes((evaluation / f"{name}.jsonl").read_bytes())
+    (files / "verdicts.jsonl.meta.json").write_text('{"scoring_seconds": 77.0}')
+    given = ("--completions", files / "completions.jsonl", "--verdicts", files / "verdicts.jsonl")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "completions.jsonl.meta.json").write_text('{"num_parameters": 123}')
+    (out / "problems.jsonl").write_text("{}")
+    code, _, err = cli("evaluate", *given, "--out", out)
+    assert code == 0, err
+    assert json.loads((out / "verdicts.jsonl.meta.json").read_text()) == {"scoring_seconds": 77.0}
+    assert not (out / "completions.jsonl.meta.json").exists()
+    assert not (out / "problems.jsonl").exists()
+    nameless = [dataclasses.replace(c, model="") for c in read_jsonl(Completion, files / "completions.jsonl")]
+    write_jsonl(nameless, files / "completions.jsonl")
+    assert cli("evaluate", *given, "--out", out, "--name", "ours")[0] == 0
+    assert {c.model for c in read_jsonl(Completion, out / "completions.jsonl")} == {"ours"}
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write_jsonl([Problem("p", "?", "1")], out / "problems.jsonl")
+    again = ("evaluate", "--completions", out / "completions.jsonl", "--verdicts", out / "verdicts.jsonl", "--out", out)
+    assert cli(*again)[0] == 0
+    assert (out / "problems.jsonl").exists(), "measured again in its own folder"
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name in before} == before
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,25 @@ def test_a_batch_of_requests(tmp_path):
     assert found.completions == [Completion("p", 3, "It is 2.", 4, 6, "length", 0.0, 0.0, model="m")]
 
 
+def test_a_batch_without_numbers_and_counts(tmp_path):
+    choices = [{"index": None, "text": "a"}, {"text": "b"}]
+    row = BATCH | {"custom_id": "p", "response": {"body": {"choices": choices, "usage": {"prompt_tokens": None}}}}
+    found = read_samples(write(tmp_path / "b.jsonl", row), model="m")
+    assert found.completions == [
+        Completion("p", i, text, 0, 0, "stop", 0.0, 0.0, model="m") for i, text in enumerate("ab")
+    ]
+
+
 def test_engine_seconds_are_shared_by_tokens_or_evenly(tmp_path):
     found = read_samples(write(tmp_path / "c.jsonl", SAL)).completions
     assert [c.seconds for c in with_engine_seconds(found, 8.0)] == pytest.approx([3.5, 4.5])
     uncounted = read_samples(write(tmp_path / "d.jsonl", {**SAL, "completion_tokens": None})).completions
     assert [c.seconds for c in with_engine_seconds(uncounted, 8.0)] == [4.0, 4.0]
+    empty = read_samples(write(tmp_path / "e.jsonl", SAL | {"completions": ["a", ""], "completion_tokens": [3, 0]}))
+    assert [c.seconds for c in with_engine_seconds(empty.completions, 8.0)] == [6.0, 2.0]
+    partly = read_samples(write(tmp_path / "f.jsonl", SAL | {"completion_tokens": [3, 0]})).completions
+    with pytest.raises(ValueError, match=r"1 of 2 completions have no count, the first is problem .* sample 1"):
+        with_engine_seconds(partly, 8.0)
     with pytest.raises(ValueError, match="engine_seconds 0 is not a positive"):
         with_engine_seconds(found, 0)
 
@@ -134,6 +148,9 @@ def test_engine_seconds_are_shared_by_tokens_or_evenly(tmp_path):
         (SAL | {"problem": None}, r":1: no 'problem' or 'question'"),
         (NEMO | {"generation": []}, r":1: 'generation' holds list, expected str"),
         (BATCH | {"response": {"body": None}, "error": "boom"}, r":1: the response holds no choices \(boom\)"),
+        (BATCH | {"response": {"body": {"choices": ["x"]}}}, r":1: the response holds no choices"),
+        (BATCH | {"response": {"body": {"choices": [{"index": "0", "text": "a"}]}}}, r":1: 'index' holds str"),
+        (BATCH | {"response": {"body": {"choices": [{"message": {}}]}}}, r":1: no 'content'"),
     ],
 )
 def test_what_is_wrong_is_told_by_place(tmp_path, row, message):

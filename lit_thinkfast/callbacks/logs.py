@@ -18,11 +18,10 @@ from lit_thinkfast.analysis.text import RULE_NAMES, plain
 from lit_thinkfast.generation.config import SamplingConfig
 from lit_thinkfast.generation.sampler import Sampler
 from lit_thinkfast.records import BudgetPoint, Completion, Problem, Rule, Verdict
+from lit_thinkfast.verification.grading import MathVerifier, Verifier, gradable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from lit_thinkfast.verification.grading import Verifier
 
 
 class LogConfig(SaveConfigCallback):
@@ -72,7 +71,7 @@ class LogSamples(Callback):
         self.prompts = prompts
         self.count = count
         self.sampling = sampling or SamplingConfig(temperature=0.0, num_samples=1, max_new_tokens=256)
-        self.verifier = verifier
+        self.verifier: Verifier = verifier or MathVerifier()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer)
@@ -95,7 +94,7 @@ class LogSamples(Callback):
         )  # they come as they end
         verdicts: list[Verdict | None] = [None] * len(completions)
         if self.prompts is None:
-            verdicts = list(self._verifier.grade_batch(problems, completions))
+            verdicts = list(self.verifier.grade_batch(problems, completions))
         owners = [problems[place[completion.problem_id]] for completion in completions]
         log_samples(trainer, _tag(trainer, "samples"), list(zip(owners, completions, verdicts, strict=True)))
 
@@ -105,7 +104,7 @@ class LogSamples(Callback):
         if self.prompts is not None:
             return [Problem(f"prompt {number}", prompt, "") for number, prompt in enumerate(self.prompts, start=1)]
         found = list(getattr(_data(trainer), "problem_set", None) or [])[: self.count]
-        if isinstance(self._verifier, MathVerifier):
+        if isinstance(self.verifier, MathVerifier):
             found, _ = gradable(found)
         return found
 

@@ -159,3 +159,16 @@ def test_with_a_real_model_it_measures_what_the_sampler_writes():
         evaluator.evaluate(model, tokenizer, [problem], [i])
     solved = len({c.problem_id for c in completions if c.text == said.text})
     assert evaluator.compute()["coverage@4"] == pytest.approx(solved / 3)
+
+
+def test_a_problem_whose_gold_answer_cannot_be_read_is_left_out(problems, caplog):
+    evaluator = ReasoningEvaluator(SamplingConfig(num_samples=8))
+    evaluator.setup(6)
+    broken = [dataclasses.replace(problems[0], answer="(1, {2"), *problems[1:]]
+    evaluator.evaluate(None, None, broken, list(range(6)))
+    assert "'p0'" in caplog.text
+    found = evaluator.compute()
+    evaluator.reset()
+    evaluator.evaluate(None, None, problems[1:], list(range(1, 6)))
+    assert found == evaluator.compute()
+    assert found["problems"] == 5
