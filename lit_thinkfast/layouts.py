@@ -23,9 +23,6 @@ from lit_thinkfast.records import Completion, FinishReason, Problem, RecordError
 
 Layout = Literal["native", "search-and-learn", "nemo-skills", "lm-eval", "openai-batch"]
 
-_LARGEST = 30.0
-"""Log-odds that a probability of exactly 1 is taken for: beyond those of any probability below it in float32."""
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -158,7 +155,7 @@ def _search_and_learn(files: list[Path]) -> Iterator[_Sample]:
                 raise RecordError(f"{line.where}: {len(values)} {name} for {len(texts)} completions")
         for i, text in enumerate(texts):
             tokens = counts[i] if counts is not None else 0
-            rewards = None if scores is None else _log_odds_of(scores[i], line.where)
+            rewards = None if scores is None else _step_rewards(scores[i], line.where)
             yield _Sample(line.where, _completion(line, problem.id, i, text, tokens), problem, rewards)
 
 
@@ -319,18 +316,14 @@ def _completion(
     return Completion(problem, sample, text, 0, count, finish, 0.0, 0.0)
 
 
-def _log_odds_of(scores: Any, where: str) -> tuple[float, ...]:
-    values = scores if isinstance(scores, list) else [scores]
-    return tuple(_logit(value, where) for value in values)
+def _step_rewards(scores: Any, where: str) -> tuple[float, ...]:
+    """Return the log-odds of probabilities, of one step or of several."""
+    from lit_thinkfast.verification.scores import log_odds_of
 
-
-def _logit(probability: Any, where: str) -> float:
-    p = _finite(probability, where)
-    if not 0 <= p <= 1:
-        raise RecordError(f"{where}: the score {p:g} is no probability")
-    if p in (0.0, 1.0):
-        return _LARGEST if p else -_LARGEST
-    return math.log(p) - math.log1p(-p)
+    values = [_finite(value, where) for value in (scores if isinstance(scores, list) else [scores])]
+    if wrong := [value for value in values if not 0 <= value <= 1]:
+        raise RecordError(f"{where}: the score {wrong[0]:g} is no probability")
+    return tuple(log_odds_of(value) for value in values)
 
 
 def _finite(value: Any, where: str) -> float:

@@ -6,6 +6,7 @@ Metrics of one grid size have equal states, so a ``MetricCollection`` of several
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lit_thinkfast.metrics import functional
 from lit_thinkfast.metrics.grid import SampleGrid
-from lit_thinkfast.metrics.rows import Invalid, Subsets, Ties, choose
+from lit_thinkfast.metrics.rows import Invalid, Ks, Subsets, Ties, are_several, choose, whole
 from lit_thinkfast.metrics.tables import Grid
 from lit_thinkfast.records import Rule
 
@@ -31,7 +32,7 @@ class AccuracyAtK(SampleGrid):
         num_samples: Samples a problem at most.
 
     Raises:
-        ValueError: k is larger than the number of samples.
+        ValueError: k is no whole number, or not in 1 .. ``num_samples``.
     """
 
     plot_lower_bound = 0.0
@@ -39,6 +40,7 @@ class AccuracyAtK(SampleGrid):
 
     def __init__(self, k: int, *, num_problems: int, num_samples: int) -> None:
         super().__init__(num_problems, num_samples=num_samples)
+        k = whole("k", k)
         if not 1 <= k <= num_samples:
             raise ValueError(f"k {k} is not in 1..{num_samples}, the samples a problem; use a smaller k or draw more")
         self.k = k
@@ -160,8 +162,10 @@ class BestOfNAccuracy(AccuracyAtK):
 class WeightedBestOfNAccuracy(AccuracyAtK):
     """Probability that the answer with the most weight among k is correct.
 
-    See :func:`functional.weighted_best_of_n_accuracy`. Scores are kept as float32, where probabilities near 1 run
-    together: give log-odds and ``transform="sigmoid"`` to keep them apart.
+    See :func:`functional.weighted_best_of_n_accuracy`. Scores are weights, as probabilities are, unless
+    ``transform="sigmoid"`` says that they are log-odds, such as those of a reward model of ours. They are kept as
+    float32, where probabilities near 1 run together and log-odds do not. Log-odds without that transform are an error
+    as soon as one is negative, and what looks like probabilities brings a warning with it.
 
     Args:
         k: Samples drawn.
@@ -202,7 +206,7 @@ class WeightedBestOfNAccuracy(AccuracyAtK):
         return functional.weighted_best_of_n_accuracy(
             grid.correct,
             grid.answers,
-            torch.sigmoid(grid.scores) if self.transform == "sigmoid" else grid.scores,
+            _weights_of_log_odds(grid) if self.transform == "sigmoid" else grid.scores,
             self.k,
             ties=self.ties,
             subsets=self.subsets,
@@ -213,12 +217,12 @@ class WeightedBestOfNAccuracy(AccuracyAtK):
 
 
 def accuracy_metrics(
-    ks: Sequence[int],
+    ks: Ks,
     *,
     num_problems: int,
     num_samples: int,
     rules: Sequence[Rule] = ("coverage", "majority"),
-    transform: Transform = "sigmoid",
+    transform: Transform = "identity",
     ties: Ties = "split",
     subsets: Subsets = "all",
 ) -> MetricCollection:
@@ -229,7 +233,8 @@ def accuracy_metrics(
         num_problems: Problems of the evaluation set.
         num_samples: Samples a problem at most.
         rules: The best-of-N rules need a score with every sample.
-        transform: From score to weight; ``sigmoid`` takes scores for log-odds.
+        transform: From score to weight, of the weighted rule: ``sigmoid`` for log-odds, as reward models of ours give;
+            by default, as there, scores are weights.
         ties: ``split`` the credit, or the ``first`` seen wins.
         subsets: ``all`` k-subsets, or the first k (``prefix``).
 
@@ -248,12 +253,25 @@ def accuracy_metrics(
             k, num_problems=p, num_samples=n, transform=transform, ties=ties, subsets=subsets
         ),
     }
-    if not ks or not rules or not set(rules) <= set(made):
-        raise ValueError(f"rules {list(rules)} at ks {list(ks)}: name at least one k, and some of {', '.join(made)}")
+    sizes = sorted({whole("k", k) for k in (ks if are_several(ks) else [ks])})  # type: ignore[union-attr]
+    if not sizes or not rules or not set(rules) <= set(made):
+        raise ValueError(f"rules {list(rules)} at ks {sizes}: name at least one k, and some of {', '.join(made)}")
     metrics: dict[str, Metric | MetricCollection] = {
-        f"{rule}@{k}": made[rule](k) for k in sorted(set(ks)) for rule in dict.fromkeys(rules)
+        f"{rule}@{k}": made[rule](k) for k in sizes for rule in dict.fromkeys(rules)
     }
     return MetricCollection(metrics, compute_groups=[list(metrics)])
+
+
+def _weights_of_log_odds(grid: Grid) -> Tensor:
+    """Return the sigmoid of the scores, with a warning if they look like probabilities already."""
+    there = grid.scores[grid.correct >= 0]
+    if ((there >= 0) & (there <= 1)).all():
+        warnings.warn(
+            "transform='sigmoid' takes scores for log-odds, but all of them lie in 0..1, as probabilities do; for "
+            "probabilities use transform='identity'",
+            stacklevel=2,
+        )
+    return torch.sigmoid(grid.scores)
 
 
 def _check_scored(grid: Grid) -> None:

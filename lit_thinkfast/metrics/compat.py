@@ -5,6 +5,14 @@ problems that have too few samples, and in which order it adds floats. All but t
 instead of averaging over subsets, which costs up to four times the variance. Use them to compare with published
 numbers; ``docs/metrics.md`` says which switches of the estimators come closest.
 
+The rules with scores add up ``grid.scores`` as they stand: for a tool's last digit these must be its own raw scores in
+float64. The scores of a file of verdicts are the sigmoid of float32 log-odds, which keeps the order of scores (within a
+relative 1e-6) and the ties between samples, but not sums: not to the last digit for probabilities (search-and-learn),
+and not at all for unbounded rewards (``rm_majority`` of NeMo-Skills). Put the raw ones in, ``last`` having those of
+each problem::
+
+    grid._replace(scores=torch.tensor([last[id] for id in grid.problem_ids], dtype=torch.float64), log_odds=None)
+
 Which answers are equal is up to the grid: search-and-learn groups by a canonical form of its own, NeMo-Skills and
 lm-evaluation-harness by the raw text (``verdict_grid(verdicts, by="answer")``).
 """
@@ -27,7 +35,7 @@ def accuracies_as(tool: str, grid: Grid, ks: Sequence[int]) -> dict[str, float]:
 
     Args:
         tool: One of :data:`COMPAT`.
-        grid: Of the evaluation.
+        grid: Of the evaluation. For the rules with scores, of the tool's raw scores; see the module.
         ks: Numbers of samples.
 
     Raises:

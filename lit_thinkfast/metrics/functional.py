@@ -7,7 +7,8 @@ All functions take the grid of one evaluation and return float64 on the CPU:
 * ``answers (problems, samples)``: int; equal numbers within a row mean equal answers, by custom the index of the first
   sample with that answer. -1 means that the sample gave no answer.
 * ``scores (problems, samples)``: float, larger is better.
-* ``k``: samples drawn, from 1. Several, in a list, make a last axis, and share the work.
+* ``k``: samples drawn, a whole number from 1. Several, in a list, a tensor or an array of one axis, make a last axis,
+  and share the work.
 
 A problem with fewer than k samples is NaN, and a mean leaves it out with a :class:`FewerSamplesWarning` that says how
 many. Switches, with the default first:
@@ -17,7 +18,8 @@ many. Switches, with the default first:
 * ``ties="split"`` shares the credit among tied answers; ``"first"`` gives it to the one seen first by sample index.
 * ``invalid="abstain"``: a sample without an answer is drawn like any other, but cannot be chosen; a draw of such
   samples alone is wrong. ``"vote"``: having no answer is an answer, the same for all who have none. ``"drop"``: such
-  samples do not exist, and n is smaller.
+  samples do not exist, and n is smaller. Of best-of-N alone the default is ``"vote"``: a reward model chooses among
+  samples, whether they have an answer or not.
 
 Errors of all: ``ValueError`` for a shape, type or value that is not allowed, or if no problem has k samples.
 """
@@ -37,10 +39,12 @@ from lit_thinkfast.metrics.majority import expected_majority
 from lit_thinkfast.metrics.rows import (
     FewerSamplesWarning,
     Invalid,
+    Ks,
     Reduction,
     Row,
     Subsets,
     Ties,
+    are_several,
     check_ks,
     choose,
     curves,
@@ -64,9 +68,7 @@ __all__ = [
 ]
 
 
-def coverage(
-    correct: Tensor, k: int | Sequence[int], *, subsets: Subsets = "all", reduction: Reduction = "mean"
-) -> Tensor:
+def coverage(correct: Tensor, k: Ks, *, subsets: Subsets = "all", reduction: Reduction = "mean") -> Tensor:
     r"""Return coverage@k = pass@k, the probability that at least one of k samples is correct.
 
     Unbiased: 1 - C(n-c, k) / C(n, k) with c of n samples correct (arXiv:2107.03374, eq. 1), computed as
@@ -94,7 +96,7 @@ def coverage(
 
 def g_pass(
     correct: Tensor,
-    k: int | Sequence[int],
+    k: Ks,
     *,
     threshold: float = 1.0,
     subsets: Subsets = "all",
@@ -128,13 +130,13 @@ def g_pass(
 def best_of_n_accuracy(
     correct: Tensor,
     scores: Tensor,
-    k: int | Sequence[int],
+    k: Ks,
     *,
     ties: Ties = "split",
     subsets: Subsets = "all",
     reduction: Reduction = "mean",
     answers: Tensor | None = None,
-    invalid: Invalid = "abstain",
+    invalid: Invalid = "vote",
 ) -> Tensor:
     r"""Return the probability that the best-scored of k samples is correct.
 
@@ -148,16 +150,18 @@ def best_of_n_accuracy(
         ties: What becomes of equal scores.
         subsets: Which k samples.
         reduction: ``mean`` over problems, or ``none`` for ``(problems,)``.
-        answers: ``(problems, samples)``; without them every sample can be chosen.
-        invalid: What becomes of samples without an answer, if ``answers`` are given.
+        answers: ``(problems, samples)``; needed where samples without one abstain or are dropped.
+        invalid: What becomes of samples without an answer. By default they can be chosen like all others.
 
     Raises:
-        ValueError: As :func:`coverage`, or a score is NaN.
+        ValueError: As :func:`coverage`, a score is NaN, or answers are needed and missing.
 
     >>> best_of_n_accuracy(torch.tensor([[True, False, False]]), torch.tensor([[0.9, 0.1, 0.2]]), 2).item()
     0.6666666666666666
     """
     choose("ties", ties, Ties)
+    if answers is None and invalid in ("abstain", "drop"):
+        raise ValueError(f"invalid {invalid!r} of best-of-N needs to know which samples have no answer; give answers")
 
     def one(row: Row, ks: list[int]) -> list[float]:
         valid = row.answers >= 0
@@ -176,7 +180,7 @@ def best_of_n_accuracy(
 def majority_vote_accuracy(
     correct: Tensor,
     answers: Tensor,
-    k: int | Sequence[int],
+    k: Ks,
     *,
     ties: Ties = "split",
     subsets: Subsets = "all",
@@ -227,7 +231,7 @@ def weighted_best_of_n_accuracy(
     correct: Tensor,
     answers: Tensor,
     scores: Tensor,
-    k: int | Sequence[int],
+    k: Ks,
     *,
     ties: Ties = "split",
     subsets: Subsets = "all",
@@ -280,7 +284,7 @@ def weighted_best_of_n_estimate(
     correct: Tensor,
     answers: Tensor,
     scores: Tensor,
-    k: int | Sequence[int],
+    k: Ks,
     *,
     ties: Ties = "split",
     subsets: Subsets = "all",
@@ -300,13 +304,13 @@ def weighted_best_of_n_estimate(
     choose("reduction", reduction, Reduction)
     rows = read_rows(correct, answers, scores, invalid=invalid)
     _check_weights(rows)
-    ks = check_ks(rows, k)
+    ks, several = check_ks(rows, k), are_several(k)
     found = [
         weighted_votes(rows, size, ties=ties, prefix=subsets == "prefix", num_subsets=num_subsets, seed=seed)
         for size in ks
     ]
     columns = [np.stack(column, axis=-1) for column in zip(*found, strict=True)]
-    values, errors, pooled = (torch.from_numpy(c if isinstance(k, Sequence) else c[..., 0]) for c in columns)
+    values, errors, pooled = (torch.from_numpy(c if several else c[..., 0]) for c in columns)
     if reduction == "none":
         return values, errors
     return mean_over_problems("weighted_best_of_n", values, ks), pooled
@@ -318,5 +322,6 @@ def _check_weights(rows: Sequence[Row]) -> None:
         if len(bad):
             raise ValueError(
                 f"weighted votes need finite scores from 0 up, but problem {problem} sample {row.columns[bad[0]]} has "
-                f"{row.scores[bad[0]]:g}; turn log-odds or raw rewards into weights with torch.sigmoid"
+                f"{row.scores[bad[0]]:g}; turn log-odds or raw rewards into weights with torch.sigmoid, or in a metric "
+                "with transform='sigmoid'"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,8 @@ Ties = Literal["split", "first"]
 Subsets = Literal["all", "prefix"]
 Reduction = Literal["mean", "none"]
 Invalid = Literal["abstain", "vote", "drop"]
+Ks = int | Sequence[int] | Tensor | np.ndarray[Any, Any]
+"""Samples drawn: a whole number, or several in a sequence, a tensor or an array of one axis."""
 
 
 class FewerSamplesWarning(UserWarning):
@@ -90,7 +93,7 @@ def read_rows(
 def curves(
     name: str,
     rows: Sequence[Row],
-    k: int | Sequence[int],
+    k: Ks,
     estimate: Callable[[Row, list[int]], Sequence[float]],
     *,
     subsets: Subsets,
@@ -107,7 +110,7 @@ def curves(
         reduction: ``mean`` over problems, or ``none``.
 
     Raises:
-        ValueError: A k below 1, or one that no problem has samples for.
+        ValueError: A k that is no whole number, is below 1, or that no problem has samples for.
     """
     choose("subsets", subsets, Subsets)
     choose("reduction", reduction, Reduction)
@@ -119,7 +122,7 @@ def curves(
             values[problem, enough] = [estimate(row.first(ks[i]), [ks[i]])[0] for i in enough]
         elif enough:
             values[problem, enough] = estimate(row, [ks[i] for i in enough])
-    table = torch.from_numpy(values if isinstance(k, Sequence) else values[:, 0])
+    table = torch.from_numpy(values if are_several(k) else values[:, 0])
     return table if reduction == "none" else mean_over_problems(name, table, ks)
 
 
@@ -136,13 +139,13 @@ def mean_over_problems(name: str, values: Tensor, ks: Sequence[int]) -> Tensor:
     return values.nanmean(dim=0)
 
 
-def check_ks(rows: Sequence[Row], k: int | Sequence[int]) -> list[int]:
+def check_ks(rows: Sequence[Row], k: Ks) -> list[int]:
     """Return k as a list.
 
     Raises:
-        ValueError: None, one below 1, or one that no problem has samples for.
+        ValueError: None, one that is no whole number, is below 1, or that no problem has samples for.
     """
-    ks = list(k) if isinstance(k, Sequence) else [k]
+    ks = [whole("k", each) for each in k] if are_several(k) else [whole("k", k)]  # type: ignore[union-attr]
     if not ks:
         raise ValueError("ks is empty; name at least one number of samples, for example 1,8,64")
     if min(ks) < 1:
@@ -154,6 +157,26 @@ def check_ks(rows: Sequence[Row], k: int | Sequence[int]) -> list[int]:
             "use a smaller k or draw more"
         )
     return ks
+
+
+def are_several(k: Ks) -> bool:
+    """Return whether k is a sequence, or a tensor or array with an axis, even if of one number."""
+    return getattr(k, "ndim", 0) > 0 or (isinstance(k, Sequence) and not isinstance(k, str | bytes))
+
+
+def whole(name: str, value: Any) -> int:
+    """Return an int of any make as one of Python.
+
+    Raises:
+        ValueError: It is something else, such as 2.0 or a truth value.
+    """
+    try:
+        if getattr(value, "ndim", 0) or getattr(value, "dtype", type(value)) in (bool, torch.bool, np.dtype(bool)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        told = " ".join(repr(value).split())[:80]
+        raise ValueError(f"{name} {told} is no whole number; give an int, or several in a list") from None
 
 
 def choose(name: str, value: str, allowed: Any) -> None:

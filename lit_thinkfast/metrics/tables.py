@@ -15,7 +15,7 @@ from lit_thinkfast.metrics.functional import (
     majority_vote_accuracy,
     weighted_best_of_n_accuracy,
 )
-from lit_thinkfast.metrics.rows import Subsets, Ties, mean_over_problems
+from lit_thinkfast.metrics.rows import Subsets, Ties, mean_over_problems, whole
 from lit_thinkfast.metrics.statistics import Interval, bootstrap_interval
 from lit_thinkfast.records import Verdict
 
@@ -123,7 +123,7 @@ def accuracies(grid: Grid, ks: Sequence[int], *, ties: Ties = "split", subsets: 
     Raises:
         ValueError: No ks, or a k that no problem has samples for.
     """
-    ks = sorted(set(ks))
+    ks = sorted({whole("k", k) for k in ks})
     curves = accuracy_curves(grid, ks, ties=ties, subsets=subsets)
     means = {rule: mean_over_problems(rule, values, ks) for rule, values in curves.items()}
     return {f"{rule}@{k}": means[rule][i].item() for i, k in enumerate(ks) for rule in curves}
@@ -153,7 +153,7 @@ def accuracy_intervals(
     Raises:
         ValueError: As :func:`accuracies`.
     """
-    ks = sorted(set(ks))
+    ks = sorted({whole("k", k) for k in ks})
     curves = accuracy_curves(grid, ks, ties=ties, subsets=subsets)
     sure = {
         rule: np.asarray(bootstrap_interval(values.numpy(), resamples=resamples, seed=seed, level=level))

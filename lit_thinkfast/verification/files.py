@@ -18,7 +18,14 @@ from lit_thinkfast.records import Completion, Problem, Verdict, read_jsonl, writ
 from lit_thinkfast.verification.grading import MathVerifier, Verifier, gradable, problems_of
 from lit_thinkfast.verification.saturation import Saturation, Ties
 from lit_thinkfast.verification.score_journal import ScoreJournal, journal_path
-from lit_thinkfast.verification.scores import RewardModel, RewardScore, checked_scores, identity_of, name_of
+from lit_thinkfast.verification.scores import (
+    RewardModel,
+    RewardScore,
+    checked_scores,
+    identity_of,
+    is_timed,
+    name_of,
+)
 
 CHUNK = 256
 """Completions read, graded and scored together. Large, so that a reward model can batch texts of equal length, but
@@ -35,8 +42,8 @@ class GradingSummary:
         verdicts: How many were written.
         outcomes: Outcome -> how many.
         grading_seconds: Clock time of the verifier.
-        scoring_seconds: Clock time of the reward model, loading excluded, sessions added up; ``None`` without one. For
-            the time axis of the rules that need scores.
+        scoring_seconds: Clock time of the reward model, loading excluded, sessions added up; ``None`` without one, and
+            for one that says ``timed = False``. For the time axis of the rules that need scores.
         removed_problems: Ids of the problems left out, since their gold answer cannot be read, with their completions.
         saturation: How well the scores tell samples apart; ``None`` without a reward model.
     """
@@ -135,7 +142,7 @@ def grade_files(
         count,
         dict(outcomes),
         grading_seconds,
-        journal.seconds if journal is not None else None,
+        journal.seconds if journal is not None and is_timed(reward_model) else None,
         tuple(problem.id for problem in removed),
         measured,
     )

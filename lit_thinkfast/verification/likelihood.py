@@ -9,7 +9,7 @@ from lit_thinkfast.reading import read_causal_lm
 from lit_thinkfast.records import Completion
 from lit_thinkfast.verification.protocols import Loaded
 from lit_thinkfast.verification.reward import StepRewardModel
-from lit_thinkfast.verification.scores import log_odds_of
+from lit_thinkfast.verification.scores import log_odds_of_log
 from lit_thinkfast.verification.steps import StepText, line_ends, prompt_ids
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class LikelihoodRewardModel(StepRewardModel):
             ends.append(len(ids) - 1)  # the last line, which no newline ends
         return StepText([*prompt, *ids], len(prompt), [len(prompt) + end for end in ends])
 
+    def cut(self, text: StepText, longest: int) -> StepText:
+        """Return what is judged of a text: its lines within, or, of a first line that is too long, what lies within."""
+        kept = text.cut(longest)
+        return kept if kept.ends else text.cut_and_judged_at_end(longest)
+
     def judge(self, texts: list[StepText]) -> list[list[float]]:
         import torch
 
@@ -85,7 +90,7 @@ class LikelihoodRewardModel(StepRewardModel):
         found = []
         for text, own in zip(texts, log_p.split([end - start for start, end in spans]), strict=True):
             so_far = own.cumsum(0).tolist()
-            found.append([log_odds_of(so_far[end - text.prompt_tokens]) for end in text.ends])
+            found.append([log_odds_of_log(so_far[end - text.prompt_tokens]) for end in text.ends])
         return found
 
 

@@ -12,7 +12,7 @@ Ours are ``signs`` and ``head``, which judge lines. What judges by likelihood is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from lit_thinkfast.data.prompts import PROMPTS
@@ -27,7 +27,7 @@ from lit_thinkfast.verification.heads import (
     read_tensors,
     sign_head,
 )
-from lit_thinkfast.verification.steps import StepText, defused, joined, render, solution_lines
+from lit_thinkfast.verification.steps import StepText, conversation, defused, joined, render, solution_lines
 
 TAG = "\u043a\u0438"
 """What ends a step in the data of Math-Shepherd, two Cyrillic letters: chosen since no solution has it."""
@@ -71,6 +71,17 @@ class RewardProtocol(ABC):
         Raises:
             ValueError: The tokenizer, or its chat template, is not that of such a model.
         """
+
+    def cut(self, loaded: Loaded, text: StepText, longest: int) -> StepText:
+        """Return what is judged of a text with more than ``longest`` tokens. Here: the steps that end within.
+
+        A step that does not end there is not judged: such a model was not trained to judge in its middle.
+        """
+        return text.cut(longest)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for two protocols to ask alike: class and, of a dataclass, fields."""
+        return {"class": type(self).__qualname__, **(asdict(self) if is_dataclass(self) else {"name": self.name})}
 
     def signs(self, path: str, tokenizer: Any) -> tuple[int, int]:
         """Return the tokens for right and wrong."""
@@ -240,25 +251,26 @@ class QwenRM(QwenPRM):
     """Qwen2.5-Math-RM, an outcome model: the same conversation, judged at its last token by a head of one output.
 
     The output is unbounded and was trained on pairs of solutions (Bradley and Terry), so that differences are log-odds
-    of one solution against another. It is taken as log-odds of being right, up to a constant of the problem.
+    of one solution against another. It is taken as log-odds of being right, up to a constant of the problem. What is
+    longer than the context is judged at the last token within.
     """
 
     name = "qwen-rm"
     outputs = 1
 
     def encode(self, loaded: Loaded, question: str, completion: Completion) -> StepText:
-        tokenizer = loaded.tokenizer
         turns = [("system", PROMPTS["boxed"]), ("user", question), ("assistant", completion.text)]
-        (text,) = render(tokenizer, [(role, defused(tokenizer, content)) for role, content in turns])
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return StepText(ids, 0, [len(ids) - 1])
+        return conversation(loaded.tokenizer, turns)
+
+    def cut(self, loaded: Loaded, text: StepText, longest: int) -> StepText:
+        return text.cut_and_judged_at_end(longest)
 
 
 class Classifier(RewardProtocol):
     """Any sequence classifier of transformers with one label, such as Skywork-Reward: an outcome model.
 
     A conversation of question and solution, judged at the last token that is not for padding, as transformers does it.
-    Its unbounded reward is taken as log-odds, see :class:`QwenRM`.
+    Its unbounded reward is taken as log-odds, and what is longer than the context is cut, see :class:`QwenRM`.
     """
 
     name = "classifier"
@@ -279,12 +291,19 @@ class Classifier(RewardProtocol):
         return Loaded(model.to(device).eval(), tokenizer, linear_head(score.weight.float().to(device), bias))
 
     def encode(self, loaded: Loaded, question: str, completion: Completion) -> StepText:
-        tokenizer = loaded.tokenizer
-        turns = [("user", question), ("assistant", completion.text)]
-        (text,) = render(tokenizer, [(role, defused(tokenizer, content)) for role, content in turns])
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._at_last(
+            loaded, conversation(loaded.tokenizer, [("user", question), ("assistant", completion.text)])
+        )
+
+    def cut(self, loaded: Loaded, text: StepText, longest: int) -> StepText:
+        kept = text.cut_and_judged_at_end(longest)
+        return self._at_last(loaded, kept) if kept.ends else kept
+
+    def _at_last(self, loaded: Loaded, text: StepText) -> StepText:
+        """Return the text, judged at the last token that is not for padding."""
         padding = loaded.model.config.pad_token_id
-        return StepText(ids, 0, [max((t for t, token in enumerate(ids) if token != padding), default=0)])
+        last = max((t for t, token in enumerate(text.ids) if token != padding), default=0)
+        return StepText(text.ids, text.prompt_tokens, [last])
 
 
 PROTOCOLS: dict[str, RewardProtocol] = {

@@ -10,6 +10,8 @@ only the last line is judged.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from abc import abstractmethod
@@ -31,7 +33,7 @@ from lit_thinkfast.verification.scores import (
     aggregate,
     check_aggregation,
 )
-from lit_thinkfast.verification.steps import StepText, batches
+from lit_thinkfast.verification.steps import StepText, batches, tokenizer_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +61,8 @@ class StepRewardModel(RewardModel):
     A subclass says which tokens a text becomes and where its steps are judged (:meth:`encode`), and how
     (:meth:`judge`). Texts of like length run together, right-padded. Where the samples of a problem start with the
     same tokens and that saves 15 % of the work, these are read once and their keys and values reused: for models of
-    transformers that attend only. Tokens beyond the model's longest context are cut off, and steps there not judged.
+    transformers that attend only. Of a text beyond the model's longest context, what lies within is judged
+    (:meth:`cut`); where nothing there can be, the log-odds are ``NO_STEP``. A warning says how many there are of each.
 
     Where the config says ``reward_scope: outcome``, the last step within that context is judged alone.
 
@@ -96,6 +99,8 @@ class StepRewardModel(RewardModel):
         self.name = f"{os.path.basename(os.path.normpath(self.path))} ({aggregation})"
         self.num_cut = 0
         """Completions so far that were longer than the model's context."""
+        self.num_unjudged = 0
+        """Those of them in which nothing could be judged: no step ends within the context, or no solution begins."""
         self._loaded: Loaded | None = None
         self._shares = False
 
@@ -155,15 +160,29 @@ class StepRewardModel(RewardModel):
         return [score for score in found if score is not None]
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal for two calls to score alike, but for batch size and device."""
+        """Return what must be equal for two calls to score alike, but for batch size and device.
+
+        Besides the weights: how the text is asked (protocol, tokenizer, chat template), what the config says
+        of the forward pass, how much of a text is read, and how steps become a score.
+        """
         import torch
 
         from lit_thinkfast.generation.describe import fingerprint
 
-        values = {"judge": self.judges, "dtype": self.dtype, "weights": fingerprint(self.loaded.model)}
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        values: dict[str, Any] = {
+            "judge": self.judges,
+            "aggregation": self.aggregation,
+            "dtype": self.dtype,
+            "weights": fingerprint(model),
+            "scope": _scope(model),
+            "context": _context(model),
+            "config": _digest({k: v for k, v in model.config.to_dict().items() if k not in _OF_THE_FILE}),
+            "chat_template": _digest(tokenizer.chat_template),
+            "tokenizer": _digest(tokenizer_values(tokenizer)),
+        }
         if self.loaded.head is not None:  # the head may be no part of the model
-            width = self.loaded.model.config.hidden_size
-            probe = torch.linspace(-1, 1, width, device=self.loaded.model.device)
+            probe = torch.linspace(-1, 1, model.config.hidden_size, device=model.device)
             values["head"] = f"{self.loaded.head(probe[None]).item():.4g}"
         return values
 
@@ -185,6 +204,10 @@ class StepRewardModel(RewardModel):
     def encode(self, question: str, completion: Completion) -> StepText:
         """Return the tokens of prompt and solution, and where steps are judged."""
 
+    def cut(self, text: StepText, longest: int) -> StepText:
+        """Return what is judged of a text with more than ``longest`` tokens: here, the steps that end within."""
+        return text.cut(longest)
+
     def judge(self, texts: list[StepText]) -> list[list[float]]:
         """Return for each text the log-odds that all is right up to and including each step."""
         import torch
@@ -202,25 +225,31 @@ class StepRewardModel(RewardModel):
         return hidden_states(self.loaded.model, texts, share=self._shares)
 
     def _texts(self, owners: Sequence[Problem], completions: Sequence[Completion]) -> list[StepText]:
-        config, known = self.loaded.model.config, self.loaded.model.get_input_embeddings().weight.shape[0]
-        longest = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        known, longest = self.loaded.model.get_input_embeddings().weight.shape[0], _context(self.loaded.model)
         whole = [self.encode(owner.question, each) for owner, each in zip(owners, completions, strict=True)]
         if whole and (largest := max(max(text.ids) for text in whole)) >= known:
             raise ValueError(
                 f"{self.path}: its tokenizer gives token {largest}, but the model knows {known}; resize its embeddings"
             )
-        texts = [text.cut(longest) for text in whole]
+        overlong = [i for i, text in enumerate(whole) if len(text.ids) > longest]
+        texts = list(whole)
+        for i in overlong:
+            texts[i] = self.cut(whole[i], longest)
         if _scope(self.loaded.model) == "outcome":
             texts = [StepText(text.ids, text.prompt_tokens, text.ends[-1:]) for text in texts]
-        cut = sum(len(text.ids) > longest for text in whole)
-        if cut and not self.num_cut:
+        self._tell_of_cuts(len(overlong), sum(not texts[i].ends for i in overlong), len(whole), longest)
+        return texts
+
+    def _tell_of_cuts(self, cut: int, unjudged: int, total: int, longest: int) -> None:
+        """Count completions that are too long, and warn at the first, and at the first that cannot be judged."""
+        if (cut and not self.num_cut) or (unjudged and not self.num_unjudged):
             log.warning(
-                "%s: completions are longer than its context of %d tokens, %d of the first %d; they are judged by what "
-                "lies within",
-                *(self.path, longest, cut, len(whole)),
+                "%s: %d of %d completions are longer than its context of %d tokens; judged by what lies within: %d; "
+                "with nothing there to judge, and so log-odds of %g: %d",
+                *(self.path, cut, total, longest, cut - unjudged, NO_STEP, unjudged),
             )
         self.num_cut += cut
-        return texts
+        self.num_unjudged += unjudged
 
     def _check_reading(self, model: Any) -> None:
         """Refuse a model that looks ahead, such as an encoder, or does more to its logits than a head does."""
@@ -306,6 +335,26 @@ class ProcessRewardModel(StepRewardModel):
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
+    def cut(self, text: StepText, longest: int) -> StepText:
+        return self.protocol.cut(self.loaded, text, longest)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "protocol": self.protocol.identity()}
+
+
+_OF_THE_FILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "auto_map"}
+"""Values of a config that change no score, or are told apart already."""
+
 
 def _scope(model: Any) -> str:
     return getattr(model.config, "reward_scope", "process")
+
+
+def _context(model: Any) -> int:
+    """Return the longest text that the model takes, in tokens."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+
+
+def _digest(value: Any) -> str:
+    told = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

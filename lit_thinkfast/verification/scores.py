@@ -23,6 +23,9 @@ NO_STEP = -100.0
 """Log-odds of a text without any step: as good as impossible, yet finite."""
 SMALLEST = 5e-324
 """The smallest positive number: the score below which log-odds alone tell solutions apart."""
+CERTAIN = 750.0
+"""Log-odds of a probability of exactly 1, and minus those of one of exactly 0: finite, and beyond those of any other in
+float64, which lie from log 5e-324 = -744.4 to 36.7, or 744.4 where its logarithm is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +42,23 @@ class RewardScore:
 
     @property
     def score(self) -> float:
-        """The aggregate as a probability: positive, so it can weigh votes.
+        """The aggregate as a probability: positive, so it can weigh votes, and exactly 1 for a certain one.
 
-        >>> RewardScore((0.0,), 0.0).score
-        0.5
+        >>> RewardScore((0.0,), 0.0).score, RewardScore((750.0,), CERTAIN).score
+        (0.5, 1.0)
         """
         x = self.log_odds
-        return 1 / (1 + math.exp(-x)) if x >= 0 else max(math.exp(x) / (1 + math.exp(x)), SMALLEST)
+        odds = math.exp(-abs(x))
+        share = odds / (1 + odds)
+        return 1 - share if x >= 0 else max(share, SMALLEST)  # near 1, the share that is left to one is exact
 
 
 @runtime_checkable
 class RewardModel(Protocol):
     """Whatever scores completions.
 
-    Its attribute ``name``, if any, goes into the verdicts. Its method ``identity()``, if any, returns plain values
+    Its attribute ``name``, if any, goes into the verdicts. ``timed = False`` says that what a call takes tells nothing
+    of what the scores cost, as where they are only looked up. Its method ``identity()``, if any, returns plain values
     that are equal where scores are; an interrupted scoring goes on only if they are what they were.
     """
 
@@ -89,6 +95,7 @@ class TransformedRewardModel(RewardModel):
         self.transform: Transform = transform
         self.aggregation: Aggregation = aggregation
         self.name = name or f"{name_of(model)} ({transform})"
+        self.timed = is_timed(model)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[RewardScore]:
         found = self.model.score(problems, completions)
@@ -118,13 +125,17 @@ class TransformedRewardModel(RewardModel):
             raise ValueError(f"{self.name} gives {x} for {_which(completion)}, which is not {of_kind}")
         if self.transform == "sigmoid":
             return x
-        log_p = x if self.transform == "exp" else math.log(max(x, SMALLEST))
-        return log_odds_of(log_p)
+        return log_odds_of(x) if self.transform == "identity" else log_odds_of_log(x)
 
 
 def name_of(model: Any) -> str:
     """Return the name under which a reward model's scores go into verdicts."""
     return str(getattr(model, "name", "") or type(model).__name__)
+
+
+def is_timed(model: Any) -> bool:
+    """Return whether the time that a reward model takes is that of scoring: true unless its ``timed`` says no."""
+    return bool(getattr(model, "timed", True))
 
 
 def identity_of(model: Any) -> dict[str, Any]:
@@ -187,14 +198,33 @@ def check_aggregation(aggregation: str) -> None:
         raise ValueError(f"aggregation {aggregation!r} is not one of last, min, product, mean")
 
 
-def log_odds_of(log_p: float) -> float:
-    """Return log p - log(1 - p) of a log-probability.
+def log_odds_of(probability: float) -> float:
+    """Return log p - log(1 - p): finite, and never smaller for a larger p, for any float64 from 0 to 1.
 
-    >>> round(log_odds_of(math.log(0.75)), 6) == round(math.log(3), 6)
-    True
+    Exactly 0 and 1 become -750 and 750, beyond all others, and :attr:`RewardScore.score` is exactly 1 for the latter.
+
+    Raises:
+        ValueError: It is no probability.
+
+    >>> log_odds_of(0.5), log_odds_of(1.0), log_odds_of(0.0)
+    (0.0, 750.0, -750.0)
     """
-    log_p = min(log_p, -1e-16)  # a probability of one, to the last digit
-    return log_p - math.log(-math.expm1(log_p))
+    if not 0 <= probability <= 1:
+        raise ValueError(f"{probability!r} is no probability; it must be from 0 to 1")
+    if probability in (0, 1):
+        return CERTAIN if probability else -CERTAIN
+    return math.log(probability) - math.log1p(-probability)
+
+
+def log_odds_of_log(log_p: float) -> float:
+    """Return :func:`log_odds_of` of a log-probability; one that rounding has put above 0 is taken for 0.
+
+    A log-probability may lie below any that a probability in float64 has: then its log-odds are it.
+
+    >>> round(log_odds_of_log(math.log(0.75)), 6) == round(math.log(3), 6), log_odds_of_log(0.0)
+    (True, 750.0)
+    """
+    return log_p - math.log(-math.expm1(log_p)) if log_p < 0 else CERTAIN
 
 
 def _check_count(scores: Any, completions: Sequence[Completion], name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,19 @@ class StepText:
         """Return the first ``longest`` tokens and the steps that are judged among them."""
         return StepText(self.ids[:longest], self.prompt_tokens, [end for end in self.ends if end < longest])
 
+    def cut_and_judged_at_end(self, longest: int) -> StepText:
+        """Return the first ``longest`` tokens, judged at the last of them if it is one of the solution's."""
+        ids = self.ids[:longest]
+        return StepText(ids, self.prompt_tokens, [len(ids) - 1] if len(ids) > self.prompt_tokens else [])
+
+
+def tokenizer_values(tokenizer: Any) -> dict[str, Any]:
+    """Return what a fast tokenizer does to a text, as plain values, but for its chat template."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state in ("truncation", "padding"):  # of the last call, not of the tokenizer
+        backend.pop(state, None)
+    return {"backend": backend, "special_tokens": tokenizer.special_tokens_map}
+
 
 @functools.lru_cache(maxsize=4096)
 def prompt_ids(tokenizer: Any, question: str) -> tuple[int, ...]:
@@ -61,6 +75,21 @@ def line_ends(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     encoded = tokenizer(text, add_special_tokens=False)
     tokens = (encoded.char_to_token(position) for position, character in enumerate(text) if character == "\n")
     return list(encoded["input_ids"]), sorted({token for token in tokens if token is not None})
+
+
+def conversation(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> StepText:
+    """Return the tokens of a conversation whose last turn is the solution, judged at its last token.
+
+    Raises:
+        ValueError: As :func:`render`.
+    """
+    turns = [(role, defused(tokenizer, content)) for role, content in messages]
+    (text,) = render(tokenizer, turns)
+    encoded = tokenizer(text, add_special_tokens=False)
+    ids = list(encoded["input_ids"])
+    start = text.rfind(turns[-1][1].strip())  # a template may strip it; one that changes it leaves the start unknown
+    prompt = encoded.char_to_token(start) if 0 <= start < len(text) else None
+    return StepText(ids, prompt or 0, [len(ids) - 1])
 
 
 def joined(

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_thinkfast.metrics import COMPAT, Grid, accuracies_as
+from lit_thinkfast.metrics import COMPAT, Grid, accuracies_as, verdict_grid
 from lit_thinkfast.metrics import functional as F
+from lit_thinkfast.records import Completion, Verdict
+from lit_thinkfast.verification import TransformedRewardModel
+from lit_thinkfast.verification.files import with_scores
 
 spec = importlib.util.spec_from_file_location("tools", Path(__file__).with_name("tools.py"))
 tools = importlib.util.module_from_spec(spec)
@@ -87,7 +90,10 @@ def test_switches_of_the_estimators_come_closest():
         (F.weighted_best_of_n_accuracy(correct, answers, scores, k, invalid="vote", **first), learn["pred_weighted@8"]),
         (F.coverage(correct, k), nemo["pass@8"] / 100),
         (F.majority_vote_accuracy(correct, answers, k, subsets="prefix"), nemo["majority@8"] / 100),
-        (F.best_of_n_accuracy(correct, scores, k, answers=answers, **first), nemo["rm_best@8"] / 100),
+        (
+            F.best_of_n_accuracy(correct, scores, k, answers=answers, invalid="abstain", **first),
+            nemo["rm_best@8"] / 100,
+        ),
         (F.weighted_best_of_n_accuracy(correct, answers, scores, k, **first), nemo["rm_majority@8"] / 100),
         (F.coverage(correct, k), accuracies_as("human-eval", grid, [k])["pass@8"]),
     ]
@@ -101,6 +107,55 @@ def test_sums_that_differ_in_the_last_digit_do_not_tie_in_the_tools():
     assert accuracies_as("search-and-learn", grid, [3])["pred_weighted@3"] == 0.0
     ours = F.weighted_best_of_n_accuracy(*grid[1:4], 3, ties="first")
     assert ours == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("tool", "transform", "low", "high"), [("search-and-learn", "identity", 0, 1), ("nemo-skills", "sigmoid", -5, 5)]
+)
+def test_scores_of_verdicts_keep_order_and_ties_and_raw_ones_keep_sums(tool, transform, low, high, seed):
+    """What docs/metrics.md says of a grid of verdicts, and of the one with the tool's scores put in."""
+    ks = [1, 2, 4, 8]
+    problems = tools.world(seed, problems=60, samples=8, levels=9)
+    problems = [[(c, a, low + (high - low) * s) for c, a, s in samples] for samples in problems]
+    expected = accuracies_as(tool, grid_of(problems), ks)
+    grid = verdict_grid(scored(problems, transform), by="answer")
+    found = accuracies_as(tool, grid, ks)
+    summed = {name for name in found if name.startswith(("pred_weighted", "rm_majority"))}
+    assert len(summed) == len(ks)
+    assert {k: v for k, v in found.items() if k not in summed} == {k: v for k, v in expected.items() if k not in summed}
+    if tool == "nemo-skills":
+        assert any(found[name] != expected[name] for name in summed)
+    last = {str(p): [score for *_, score in samples] for p, samples in enumerate(problems)}
+    raw = grid._replace(scores=torch.tensor([last[id] for id in grid.problem_ids], dtype=torch.float64), log_odds=None)
+    assert accuracies_as(tool, raw, ks) == expected
+
+
+def scored(problems, transform):
+    """Verdicts on samples, with the scores that a file of verdicts has."""
+    cells = [(str(p), s, *sample) for p, samples in enumerate(problems) for s, sample in enumerate(samples)]
+    completions = [Completion(problem, s, "", 1, 1, "stop", 0.0, 0.0) for problem, s, *_ in cells]
+    scores = TransformedRewardModel(Raw(problems), transform=transform).score([], completions)
+    verdicts = [
+        Verdict(problem, s, "unparsable")
+        if answer < 0
+        else Verdict(problem, s, "correct" if right else "incorrect", str(answer), str(answer))
+        for problem, s, right, answer, _ in cells
+    ]
+    return with_scores(verdicts, scores, "raw")
+
+
+class Raw:
+    def __init__(self, problems):
+        self.problems = problems
+
+    def score(self, problems, completions):
+        return [self.problems[int(c.problem_id)][c.sample][2] for c in completions]
+
+
+def test_a_certain_sample_ties_with_two_that_are_even_as_in_search_and_learn():
+    grid = verdict_grid(scored([[(True, 0, 1.0), (False, 1, 0.5), (False, 1, 0.5)]], "identity"))
+    assert accuracies_as("search-and-learn", grid, [3])["pred_weighted@3"] == 1.0
 
 
 def test_unscored_grids_and_negative_rewards():

@@ -5,6 +5,7 @@ import random
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -215,8 +216,35 @@ def test_samples_without_an_answer_abstain_vote_or_drop_out(invalid, ties, k):
 def test_a_score_of_minus_infinity_beats_no_answer():
     correct, answers = torch.tensor([[0, 1]]), torch.tensor([[-1, 0]])
     scores = torch.tensor([[-torch.inf, -torch.inf]])
-    assert best_of_n_accuracy(correct, scores, 2, answers=answers) == 1.0
+    assert best_of_n_accuracy(correct, scores, 2, answers=answers, invalid="abstain") == 1.0
     assert best_of_n_accuracy(correct, scores, 2) == 0.5
+
+
+def test_best_of_n_chooses_among_all_samples_unless_told_otherwise():
+    correct, answers = torch.tensor([[1, 0, 0, 0]]), torch.tensor([[0, -1, 1, 1]])
+    scores = torch.tensor([[0.5, 0.9, 0.2, 0.3]])
+    assert best_of_n_accuracy(correct, scores, 4) == best_of_n_accuracy(correct, scores, 4, answers=answers) == 0
+    assert best_of_n_accuracy(correct, scores, 4, answers=answers, invalid="abstain") == 1
+    for invalid in ("abstain", "drop"):
+        with pytest.raises(ValueError, match=f"invalid '{invalid}' of best-of-N needs to know .* give answers"):
+            best_of_n_accuracy(correct, scores, 4, invalid=invalid)
+
+
+def test_several_k_come_as_a_list_a_tensor_or_an_array():
+    correct, answers, scores = tensors([brute.random_samples(random.Random(i), 4) for i in range(2)])
+    rules = (
+        lambda k: coverage(correct, k),
+        lambda k: best_of_n_accuracy(correct, scores, k, reduction="none"),
+        lambda k: majority_vote_accuracy(correct, answers, k),
+        lambda k: weighted_best_of_n_estimate(correct, answers, scores, k, reduction="none")[1],
+    )
+    for rule in rules:
+        expected = rule([1, 3])
+        for k in ((1, 3), range(1, 4, 2), torch.tensor([1, 3]), np.array([1, 3]), [np.int64(1), torch.tensor(3)]):
+            assert rule(k).tolist() == expected.tolist()
+        for k in (np.int64(3), torch.tensor(3), np.array(3)):
+            assert rule(k).tolist() == rule(3).tolist() == expected[..., 1].tolist()
+        assert rule(torch.tensor([3])).tolist() == expected[..., 1:].tolist(), "one number with an axis keeps it"
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.5, 0.75, 1.0])
@@ -288,6 +316,16 @@ def test_a_problem_with_too_few_samples_is_left_out_and_counted():
         (lambda c, a, s: weighted_best_of_n_accuracy(c, a, -s, 1), "problem 0 sample [0-3] has -0"),
         (lambda c, a, s: weighted_best_of_n_accuracy(c, a, s, 1, num_subsets=0), "num_subsets 0"),
         (lambda c, a, s: coverage(c, []), "ks is empty"),
+        (lambda c, a, s: coverage(c, torch.tensor([], dtype=torch.int64)), "ks is empty"),
+        (lambda c, a, s: coverage(c, 2.0), "k 2.0 is no whole number; give an int, or several in a list"),
+        (lambda c, a, s: coverage(c, [1, 2.0]), "k 2.0 is no whole number"),
+        (lambda c, a, s: coverage(c, torch.tensor([1.0])), r"k tensor\(1.\) is no whole number"),
+        (lambda c, a, s: coverage(c, np.array([[1], [2]])), r"k array\(\[1\]\) is no whole number"),
+        (lambda c, a, s: coverage(c, torch.tensor([[1], [2]])), r"k tensor\(\[1\]\) is no whole number"),
+        (lambda c, a, s: coverage(c, True), "k True is no whole number"),
+        (lambda c, a, s: coverage(c, torch.tensor(True)), r"k tensor\(True\) is no whole number"),
+        (lambda c, a, s: coverage(c, "12"), "k '12' is no whole number"),
+        (lambda c, a, s: weighted_best_of_n_estimate(c, a, s, 2.5), "k 2.5 is no whole number"),
         (lambda c, a, s: coverage(c, [1, 5]), "k 5 is larger than the 4 samples"),
         (lambda c, a, s: majority_vote_accuracy(c, a, 1, invalid="ignore"), "invalid 'ignore' is not one of"),
         (lambda c, a, s: majority_vote_accuracy(c, a * 0 - 1, 1, invalid="drop"), "larger than the 0 samples"),

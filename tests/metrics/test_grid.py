@@ -2,6 +2,7 @@ import copy
 import itertools
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_a_collection_of_every_rule_and_k_fills_one_grid(monkeypatch):
     filled = SampleGrid.update
     monkeypatch.setattr(SampleGrid, "update", lambda self, *cells: (updates.append(self), filled(self, *cells)))
     rules = ("coverage", "majority", "weighted_best_of_n", "best_of_n")
-    metrics = accuracy_metrics([3, 1, 2], rules=rules, **SIZE)
+    metrics = accuracy_metrics(torch.tensor([3, 1, 2, 3]), rules=rules, transform="sigmoid", **SIZE)
     assert set(metrics) == {f"{rule}@{k}" for rule in rules for k in (1, 2, 3)}
     columns = cells()
     for chunk in (slice(0, 3), slice(3, 7)):
@@ -173,12 +174,50 @@ def test_a_collection_of_every_rule_and_k_fills_one_grid(monkeypatch):
         ([1], (), "name at least one k"),
         ([1], ("median",), "some of coverage, majority"),
         ([5], ("coverage",), r"k 5 is not in 1\.\.4"),
+        ([2.0], ("coverage",), "k 2.0 is no whole number"),
     ],
 )
 def test_a_collection_that_cannot_be_made(ks, rules, message):
     with pytest.raises(ValueError, match=message) as error:
         accuracy_metrics(ks, rules=rules, **SIZE)
     assert "\n" not in str(error.value)
+
+
+def test_one_default_for_what_scores_are_and_for_samples_without_an_answer():
+    """A class, the collection and the functions agree on the same cells, whatever way they are made."""
+    size = {"num_problems": 1, "num_samples": 4}
+    correct, answers = torch.tensor([[1, 0, 0, 0]]), torch.tensor([[0, 1, 1, -1]])
+    scores = torch.tensor([[0.8, 0.3, 0.3, 0.9]])
+    cells = (torch.zeros(4).long(), torch.arange(4), correct[0], answers[0], scores[0])
+    together = accuracy_metrics([4], rules=["best_of_n", "weighted_best_of_n"], **size)
+    alone = {"best_of_n@4": BestOfNAccuracy(4, **size), "weighted_best_of_n@4": WeightedBestOfNAccuracy(4, **size)}
+    functions = {
+        "best_of_n@4": F.best_of_n_accuracy(correct, scores, 4, answers=answers),
+        "weighted_best_of_n@4": F.weighted_best_of_n_accuracy(correct, answers, scores, 4),
+    }
+    together.update(*cells)
+    assert together.compute() == functions == {"best_of_n@4": 0, "weighted_best_of_n@4": 1}
+    for name, metric in alone.items():
+        metric.update(*cells)
+        assert metric.compute() == functions[name]
+
+
+def test_probabilities_taken_for_log_odds_bring_a_warning():
+    size = {"num_problems": 1, "num_samples": 3}
+    cells = [torch.zeros(3).long(), torch.arange(3), torch.tensor([1, 0, 0]), torch.tensor([0, 1, 1])]
+    for scores, looks in (([0.0, 0.5, 1.0], True), ([0.0, 0.5, 1.5], False), ([-0.1, 0.5, 1.0], False)):
+        metric = WeightedBestOfNAccuracy(2, transform="sigmoid", **size)
+        metric.update(*cells, torch.tensor(scores))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            metric.compute()
+        assert [str(each.message)[:19] for each in told] == ["transform='sigmoid'"] * looks
+    metrics = accuracy_metrics([1, 2, 3], rules=["weighted_best_of_n"], transform="sigmoid", **size)
+    metrics.update(*cells, torch.tensor([0.0, 0.5, 1.0]))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        metrics.compute()
+    assert len(told) == 1, "once, however many ks"
 
 
 def test_states_are_small_and_can_be_gathered_by_nccl():
@@ -269,6 +308,7 @@ def test_a_rule_of_ones_own():
     ("call", "message"),
     [
         (lambda: Coverage(5, **SIZE), "k 5 is not in 1..4"),
+        (lambda: Coverage(2.0, **SIZE), "k 2.0 is no whole number"),
         (lambda: SampleGrid(0, num_samples=1), "num_problems 0 is below 1"),
         (lambda: WeightedBestOfNAccuracy(1, transform="exp", **SIZE), "transform 'exp'"),
         (lambda: updated(Coverage(1, **SIZE), 3, torch.full((7,), 4)), r"answers 4\.\.4 are outside -1\.\.3"),

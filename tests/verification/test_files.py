@@ -1,5 +1,7 @@
 """Grading and scoring a file: what was interrupted goes on, what is wrong is said, nothing is left half done."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import pytest
 from lit_thinkfast.appending import AppendFile
 from lit_thinkfast.records import Completion, Problem, RecordError, Verdict, read_jsonl, write_jsonl
 from lit_thinkfast.verification import ProcessRewardModel, RewardScore, Verifier, grade_files
+from lit_thinkfast.verification.protocols import MathShepherd
 from lit_thinkfast.verification.score_journal import journal_path
+from lit_thinkfast.verification.scores import TransformedRewardModel
 
 from . import prm_models as made
 from .toy_rewards import PROBLEMS, Toy
@@ -212,6 +216,81 @@ def test_a_reward_model_is_known_by_its_weights(tmp_path):
     other = identity(made.qwen(tmp_path / "b", "Qwen2ForPrmModel", drawn_otherwise, tokenizer=tokenizer))
     assert first["weights"] == other["weights"]
     assert first["head"] != other["head"], "a head of its own tells too"
+
+
+def test_a_reward_model_is_known_by_how_it_is_asked(tmp_path):
+    """What changes scores, or how much of a text is scored, changes the identity; where the folder lies does not."""
+
+    def identity(**options):
+        return ProcessRewardModel(folder, **{"protocol": "classifier", **options}).identity()
+
+    first = tmp_path / "first"
+    made.classifier(first, pad_token_id=0)
+    folder = tmp_path / "moved"
+    shutil.copytree(first, folder)
+    before = identity()
+    assert before == ProcessRewardModel(first, protocol="classifier").identity()
+    asked = ProcessRewardModel(folder, protocol="classifier")
+    asked.score(PROBLEMS, [Completion("p0", i, "one " * (1 + i), 1, 1, "stop", 0.0, 0.0) for i in range(2)])
+    assert asked.identity() == before, "the calls before leave no trace"
+    assert json.loads(json.dumps(before)) == before, "it is plain values"
+
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template.replace("Today Date: ", "Be strict: "))
+    assert differing(before, identity()) == {"chat_template"}
+    (folder / "chat_template.jinja").write_text(template)
+    assert identity() == before
+
+    config = json.loads((folder / "config.json").read_text())
+    for change, names in (
+        ({"max_position_embeddings": 200}, {"context", "config"}),
+        ({"reward_scope": "outcome"}, {"scope", "config"}),
+        ({"pad_token_id": 3}, {"config"}),
+        ({"rms_norm_eps": 0.1}, {"config"}),
+        ({"transformers_version": "4.0.0"}, set()),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        assert differing(before, identity()) == names
+    (folder / "config.json").write_text(json.dumps(config))
+
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["merges"] = whole["model"]["merges"][:-1]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert differing(before, identity()) == {"tokenizer"}
+    assert differing(identity(), identity(aggregation="min")) == {"aggregation"}
+
+
+def test_two_protocols_of_one_name_are_told_apart(tmp_path):
+    folder = made.mistral(tmp_path / "own")
+    one, other = (
+        ProcessRewardModel(folder, protocol=MathShepherd(separator=separator, name="mine")).identity()
+        for separator in ("\n", "\n\n")
+    )
+    assert differing(one, other) == {"protocol"}
+
+
+def differing(one, other):
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
+def test_what_a_look_up_takes_is_no_time_of_scoring(files):
+    completions, out = files
+
+    class Recorded(Toy):
+        timed = False
+
+    class Raw:
+        timed = False
+
+        def score(self, problems, completions):
+            return [0.5] * len(completions)
+
+    looked_up = grade_files(PROBLEMS, completions, out, reward_model=Recorded())
+    assert looked_up.scoring_seconds is None
+    assert looked_up.saturation is not None
+    wrapped = TransformedRewardModel(Raw(), transform="identity")
+    assert grade_files(PROBLEMS, completions, out, reward_model=wrapped).scoring_seconds is None
+    assert grade_files(PROBLEMS, completions, out, reward_model=Toy()).scoring_seconds > 0
 
 
 def test_a_large_file_is_scored_with_a_model_in_two_sessions_as_in_one(files, tmp_path):

@@ -70,6 +70,21 @@ def test_empty_and_overlong_texts_have_a_finite_score(tiny_teacher):
     assert len(ended.step_log_odds) == 1, "to end at once is a step as well"
 
 
+def test_a_first_line_that_is_too_long_is_judged_by_what_lies_within(tiny_teacher, caplog):
+    """It gets the probability of its first tokens, those of a line that ends there by itself."""
+    model = LikelihoodRewardModel(tiny_teacher)
+    longest = model.loaded.model.config.max_position_embeddings
+    text = "a=2+3 " * longest
+    whole = model.encode(PROBLEMS[0].question, completion(PROBLEMS[0], text))
+    (score,) = model.score(PROBLEMS, [completion(PROBLEMS[0], text)])
+    ids = torch.tensor([whole.ids[:longest]])
+    with torch.inference_mode():
+        log_p = model.loaded.model(ids).logits[0, :-1].double().log_softmax(-1)
+    own = log_p.gather(-1, ids[0, 1:, None])[whole.prompt_tokens - 1 :].sum().item()
+    assert score.step_log_odds == pytest.approx((own,), rel=1e-4)
+    assert "judged by what lies within: 1; with nothing there to judge, and so log-odds of -100: 0" in caplog.text
+
+
 def test_a_prompt_that_fills_the_context_leaves_nothing_to_judge(tiny_teacher):
     long = Problem("long", "How many? " * 900, "5")
     short, none = LikelihoodRewardModel(tiny_teacher).score(

@@ -325,6 +325,66 @@ def test_texts_beyond_the_context_are_judged_within_it_and_counted(tmp_path, cap
     assert 2 < len(cut) < 40
     assert far == []
     assert model.score([Problem("p", QUESTION, "4")], completions(["x " * 300]))[0].log_odds == NO_STEP
-    assert "context of 200 tokens, 2 of the first 3" in caplog.text
-    assert model.num_cut == 3
+    assert "2 of 3 completions are longer than its context of 200 tokens; judged by what lies within: 1;" in caplog.text
+    assert "with nothing there to judge, and so log-odds of -100: 1" in caplog.text
+    assert (model.num_cut, model.num_unjudged) == (3, 2)
     assert caplog.text.count("context of") == 1
+
+
+def test_what_cannot_be_judged_is_told_even_if_others_were_cut_before(tmp_path, caplog):
+    folder = made.llama(tmp_path / "short", max_position_embeddings=200)
+    model = ProcessRewardModel(folder, protocol="rlhflow-deepseek")
+    for text in ("\n\n".join(["a = 5 - 1"] * 40), "x " * 300, "y " * 300):
+        scores(model, [text])
+    assert [line[-12:] for line in caplog.messages] == ["s of -100: 0", "s of -100: 1"]
+
+
+@pytest.mark.parametrize("kind", ["qwen-rm", "classifier"])
+def test_an_outcome_model_judges_an_overlong_solution_at_the_last_token_within(tmp_path, kind, caplog):
+    """As a plain pass over the first tokens alone has it; without a token of the solution there is nothing to judge."""
+    longest = 150
+    if kind == "qwen-rm":
+        folder = made.qwen(tmp_path / "rm", "Qwen2ForRewardModel", QWEN_RM)
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": longest}))
+        decoder, head = Qwen2Model.from_pretrained(folder), qwen_head(folder)
+    else:
+        folder = made.classifier(tmp_path / "rm", max_position_embeddings=longest)
+        whole = LlamaForSequenceClassification.from_pretrained(folder)
+        decoder, head = whole.model, whole.score
+    model = load_reward_model(folder, batch_size=2)
+    long = "one + two = 5 - 1. " * 30
+    ids = model.encode(QUESTION, completions([long])[0]).ids
+    assert len(ids) > longest
+    with torch.no_grad():
+        expected = head(decoder(torch.tensor([ids[:longest]])).last_hidden_state)[0, -1].item()
+    short, cut = scores(model, ["one\n\ntwo", long])
+    assert cut == pytest.approx([expected], abs=2e-5)
+    assert len(short) == 1
+    assert "1 of 2 completions are longer than its context of 150 tokens; judged by what lies within: 1;" in caplog.text
+    (nothing,) = model.score([Problem("p", QUESTION * 30, "4")], completions(["The answer is 4."]))
+    assert nothing.log_odds == NO_STEP
+    assert model.num_unjudged == 1
+
+
+def test_a_classifier_passes_over_padding_where_it_cuts(tmp_path):
+    folder = made.classifier(tmp_path / "rm")
+    model = ProcessRewardModel(folder)
+    text = model.encode(QUESTION, completions(["one + two " * 20])[0])
+    padding = text.ids[-9]
+    model.loaded.model.config.pad_token_id = padding
+    last = max(t for t in range(len(text.ids) - 8) if text.ids[t] != padding)
+    assert text.prompt_tokens < last < len(text.ids) - 9
+    assert model.cut(text, len(text.ids) - 8).ends == [last]
+
+
+def test_where_the_solution_starts_in_a_conversation(qwen_rm, tmp_path):
+    for folder in (qwen_rm, made.classifier(tmp_path / "rm")):
+        model = ProcessRewardModel(folder)
+        for text in ("one + two", " assistant \n", "<|eot_id|> is 5 <|im_end|>", QUESTION):
+            found = model.encode(QUESTION, completions([text])[0])
+            tokenizer = model.loaded.tokenizer
+            start = found.prompt_tokens
+            assert tokenizer.decode(found.ids[:start]).strip().endswith(("assistant", "<|end_header_id|>"))
+            assert tokenizer.decode(found.ids[start:]).strip().startswith(spaced(tokenizer, text).strip())
+        assert model.encode(QUESTION, completions([""])[0]).prompt_tokens == 0, "there is none"

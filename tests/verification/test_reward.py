@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,19 @@ def test_empty_and_overlong_texts_have_a_finite_score(folder):
     assert 0 < empty.score < 1e-40
     assert 0 < len(long.step_log_odds) < 200
     assert model.score(PROBLEMS, []) == []
+
+
+def test_an_outcome_of_lines_is_judged_at_the_last_whole_line(folder, tmp_path, caplog):
+    path = tmp_path / "outcome"
+    shutil.copytree(folder, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"reward_scope": "outcome", "reward_judge": "signs"}))
+    lines, line = (completion(PROBLEMS[0], text, s) for s, text in enumerate(("1+1=2\n" * 200, "1+1=2 " * 200)))
+    judged, nothing = ProcessRewardModel(path).score(PROBLEMS, [lines, line])
+    (steps,) = ProcessRewardModel(folder).score(PROBLEMS, [lines])
+    assert judged.step_log_odds == pytest.approx(steps.step_log_odds[-1:], abs=2e-4)
+    assert nothing == RewardScore((), NO_STEP)
+    assert "judged by what lies within: 1; with nothing there to judge, and so log-odds of -100: 1" in caplog.text
 
 
 def test_aggregation_from_log_odds_equals_that_of_probabilities():

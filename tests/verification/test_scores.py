@@ -11,7 +11,14 @@ from lit_thinkfast.records import Completion, Problem, Verdict, from_json, to_js
 from lit_thinkfast.verification import RewardModel, RewardScore
 from lit_thinkfast.verification.files import with_scores
 from lit_thinkfast.verification.saturation import Saturation, bf16, saturation_of
-from lit_thinkfast.verification.scores import NO_STEP, TransformedRewardModel, identity_of, name_of
+from lit_thinkfast.verification.scores import (
+    NO_STEP,
+    TransformedRewardModel,
+    aggregate,
+    identity_of,
+    log_odds_of,
+    name_of,
+)
 
 PROBLEMS = [Problem("p", "?", "1"), Problem("q", "?", "2")]
 
@@ -60,6 +67,42 @@ def test_raw_numbers_become_positive_weights(transform, numbers, weights):
         "transform": transform,
         "aggregation": "last",
     }
+
+
+def test_log_odds_of_probabilities_are_finite_and_in_their_order():
+    rng = random.Random(0)
+    some = [rng.random() for _ in range(5_000)] + [10 ** rng.uniform(-320, 0) for _ in range(5_000)]
+    some += [1 - 10 ** rng.uniform(-16, 0) for _ in range(5_000)]
+    neighbours = [math.nextafter(p, 1) for p in some]
+    ordered = sorted({0.0, 5e-324, 0.5, math.nextafter(1, 0), 1.0, *some, *neighbours})
+    assert ordered[-1] == 1.0
+    log_odds = [log_odds_of(p) for p in ordered]
+    assert log_odds == sorted(log_odds)
+    assert all(map(math.isfinite, log_odds))
+    assert log_odds[0] < log_odds[1] <= math.log(5e-324)
+    assert log_odds[-2] < log_odds[-1]
+    for p, x in zip(ordered, log_odds, strict=True):
+        assert RewardScore((), x).score == pytest.approx(p, rel=2e-13, abs=5e-324)
+    for wrong in (-1e-300, math.nextafter(1, 2), math.nan, math.inf):
+        with pytest.raises(ValueError, match="is no probability"):
+            log_odds_of(wrong)
+
+
+@pytest.mark.parametrize("aggregation", ["last", "min", "product", "mean"])
+def test_a_certain_solution_is_alone_at_exactly_one(aggregation):
+    """Its log-odds are rounded to float32, and yet it is above the largest number below 1, which stays below 1."""
+    for count in (1, 2, 50):
+        certain, almost, no, hardly = (
+            RewardScore((), aggregate([log_odds_of(p)] * count, aggregation))
+            for p in (1.0, math.nextafter(1, 0), 0.0, 5e-324)
+        )
+        assert certain.score == 1.0
+        assert almost.score < 1
+        assert almost.log_odds < certain.log_odds
+        assert no.log_odds < hardly.log_odds
+        assert 0 < no.score <= hardly.score
+    model = TransformedRewardModel(Numbers([[1.0], [math.nextafter(1, 0)], [0.5]]), transform="identity")
+    assert [score.score for score in model.score(PROBLEMS, samples(3))] == [1.0, math.nextafter(1, 0), 0.5]
 
 
 def test_steps_are_aggregated():
