@@ -34,8 +34,8 @@ def panel(size: tuple[float, float] = WIDE) -> tuple[Figure, Axes]:
 
 def share_axis(axes: Axes, points: Sequence[BudgetPoint]) -> None:
     """Per cent from a round number under the lowest interval to one over the highest; the same for both axes kinds."""
-    lowest = min(p.low for p in points)
-    highest = max(p.high for p in points)
+    ends = [end for p in points for end in (p.low, p.value, p.high) if math.isfinite(end)]  # one problem: no interval
+    lowest, highest = min(ends), max(ends)
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2) if s == 0.2 or (highest - lowest) / s <= 6)
     low, high = math.floor(lowest / step + 1e-9) * step, math.ceil(highest / step - 1e-9) * step
     if high <= low:

@@ -10,6 +10,10 @@ share, so the batch size of the run belongs to every statement. Reward-model tim
 where the rule needs it. Values come from the estimators in :mod:`lit_thinkfast.metrics.functional`: expectations over
 random k-subsets of the samples, not the outcome of the first k.
 
+All models and all k are measured on one set of problems: those that have samples for the largest k in every run. A
+curve that lost problems on its way would rise because they are the hard ones, and a model would win by not finishing
+them.
+
 Intervals are percentile bootstraps over problems. Every model sees the same resamples, so that differences between
 models are paired (problems that are hard for all cancel out).
 """
@@ -32,7 +36,7 @@ from lit_thinkfast.metrics.functional import (
     majority_vote_accuracy,
     weighted_best_of_n_accuracy,
 )
-from lit_thinkfast.metrics.statistics import interval, resample_weights, weighted_means
+from lit_thinkfast.metrics.statistics import resample_weights, share_intervals
 from lit_thinkfast.metrics.tables import Grid, verdict_grid
 from lit_thinkfast.records import BudgetPoint, Rule
 
@@ -50,10 +54,11 @@ class Measured:
     Attributes:
         model: Name of the model.
         problem_ids: The problems, in the order of the rows below; the same for all models measured together.
-        ks: Samples a problem, increasing.
-        sample_seconds: ``(problems,)`` mean engine seconds of one sample; all NaN where they were not measured.
+        ks: Samples a problem, increasing; every problem has samples for all of them.
+        sample_seconds: ``(problems,)`` mean engine seconds of one sample; all NaN where those of some sample were not
+            measured.
         scoring_seconds: Reward-model seconds of one sample.
-        values: Rule -> ``(problems, len(ks))``; NaN where a problem has fewer than k samples.
+        values: Rule -> ``(problems, len(ks))`` shares.
     """
 
     model: str
@@ -65,7 +70,7 @@ class Measured:
 
     @property
     def timed(self) -> bool:
-        """Whether the completions carry engine seconds. Without them there are values at k, but no curve over time."""
+        """Whether all completions carry engine seconds. Without them there are values at k, but no curve over time."""
         return bool(np.isfinite(self.sample_seconds).all())
 
     def seconds_for_one(self, rule: Rule) -> Array:
@@ -93,7 +98,7 @@ def measure(
     problems: Sequence[str] | None = None,
     on_step: Callable[[str, Rule], None] | None = None,
 ) -> dict[str, Measured]:
-    """Evaluate every rule at every k on the problems that all runs share.
+    """Evaluate every rule at every k on the problems that have samples for the largest k in all runs.
 
     Args:
         runs: Name of the model -> its run.
@@ -103,7 +108,7 @@ def measure(
         on_step: Called when one model is through one rule.
 
     Raises:
-        ValueError: No run, no common problem, or a k that no problem of some model has samples for.
+        ValueError: No run, no common problem, or a k that no common problem has samples for in all runs.
     """
     shared = shared_problems(runs) if problems is None else list(problems)
     if rules is None:
@@ -114,7 +119,8 @@ def measure(
     if not ks or min(ks) < 1:
         raise ValueError(f"ks {list(ks)} must be numbers of samples from 1")
     grid = tuple(sorted(set(ks)))
-    return {name: _measure_one(name, run, shared, grid, rules, on_step) for name, run in runs.items()}
+    chosen = _with_samples(runs, shared, grid[-1])
+    return {name: _measure_one(name, run, chosen, grid, rules, on_step) for name, run in runs.items()}
 
 
 def shared_problems(runs: Mapping[str, ModelRun]) -> list[str]:
@@ -134,12 +140,31 @@ def shared_problems(runs: Mapping[str, ModelRun]) -> list[str]:
 def common_k(runs: Mapping[str, ModelRun], problems: Sequence[str]) -> int:
     """Return the largest number of samples that nine of ten problems have in every run.
 
-    A run that a deadline has cut has twice as many samples of some problems as of others. Values at a k that few
-    problems have are those of other problems (easy ones, with short solutions), and a curve that ends there bends for
-    that reason alone.
+    A run that a deadline has cut has twice as many samples of some problems as of others. Those that have fewer are
+    left out, so a k that few have would say little: it is measured on other problems (easy ones, with short solutions).
     """
-    counts = sorted((min(len(run.by_problem[p]) for run in runs.values()) for p in problems), reverse=True)
+    counts = sorted((_fewest(runs, p) for p in problems), reverse=True)
     return counts[math.ceil(_ENOUGH * len(counts)) - 1]
+
+
+def _fewest(runs: Mapping[str, ModelRun], problem: str) -> int:
+    return min(len(run.by_problem[problem]) for run in runs.values())
+
+
+def _with_samples(runs: Mapping[str, ModelRun], problems: Sequence[str], k: int) -> list[str]:
+    """Return the problems that have k samples in every run.
+
+    Raises:
+        ValueError: There is none.
+    """
+    chosen = [p for p in problems if _fewest(runs, p) >= k]
+    if chosen:
+        return chosen
+    for name, run in runs.items():
+        if k > (most := max(len(run.by_problem[p]) for p in problems)):
+            raise ValueError(f"k = {k} is larger than the {most} samples a problem that {name} has; use {most} or less")
+    most = max(_fewest(runs, p) for p in problems)
+    raise ValueError(f"no problem has {k} samples in all of {', '.join(runs)}; use ks of {most} or less")
 
 
 def default_ks(most: int) -> list[int]:
@@ -157,20 +182,19 @@ def measured_points(
 ) -> list[BudgetPoint]:
     """Return the curves with their bootstrap intervals, ordered by model, rule and k.
 
-    ``seconds`` is NaN for a model without engine seconds.
+    ``seconds`` is NaN for a model without engine seconds, the interval where there is but one problem.
     """
     points = []
     for name, m in measured.items():
-        weights = problem_weights(len(m.problem_ids), resamples, seed)
+        number = len(m.problem_ids)
+        weights = problem_weights(number, resamples, seed)
         for rule, values in m.values.items():
-            means = weighted_means(values, weights)
-            low, high = interval(means[1:], level=level)
             second = float(m.seconds_for_one(rule).mean())
-            for i, k in enumerate(m.ks):
-                behind = int(np.isfinite(values[:, i]).sum())
-                points.append(
-                    BudgetPoint(name, rule, k, k * second, float(means[0, i]), float(low[i]), float(high[i]), behind)
-                )
+            columns = zip(m.ks, *share_intervals(values, weights[1:], level=level), strict=True)
+            points += [
+                BudgetPoint(name, rule, k, k * second, float(mean), float(low), float(high), number)
+                for k, mean, low, high in columns
+            ]
     return points
 
 
@@ -221,17 +245,12 @@ def _measure_one(
     rules: Sequence[Rule],
     on_step: Callable[[str, Rule], None] | None,
 ) -> Measured:
-    most = max(len(run.by_problem[p]) for p in problems)
-    if ks[-1] > most:
-        raise ValueError(
-            f"k = {ks[-1]} is larger than the {most} samples a problem that {name} has; use {most} or less"
-        )
     grid = verdict_grid(v for p in problems for _, v in run.by_problem[p])
     if SCORED & set(rules) and not grid.scored:
         missing = sum(v.score is None for v in run.verdicts)
         raise ValueError(f"{name}: {missing} verdicts have no reward score, which weighted and best-of-N need")
     seconds = np.array([np.mean([c.seconds for c, _ in run.by_problem[p]]) for p in problems])
-    if not (seconds > 0).all():  # another engine wrote some or all of them
+    if run.num_untimed:  # another engine wrote some or all of them; a mean over the rest would be that of other samples
         seconds = np.full(len(problems), np.nan)
     values = {}
     for rule in rules:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lit_thinkfast.analysis.budget import SCORED
 from lit_thinkfast.analysis.comparison import Comparison
-from lit_thinkfast.analysis.runs import ModelRun, find
+from lit_thinkfast.analysis.runs import ModelRun, find, untimed_in_words
+from lit_thinkfast.analysis.table import few_samples
 from lit_thinkfast.analysis.text import join, percent, shorten
 
 _TIMING = ("device_name", "threads", "dtype", "batch_size")
@@ -33,7 +34,7 @@ def tied_at_top(run: ModelRun) -> float:
 def _clocks(c: Comparison) -> list[str]:
     found = []
     if not c.timed:
-        untimed = [shorten(name, 40) for name, m in c.measured.items() if not m.timed]
+        untimed = [untimed_in_words(shorten(name, 40), run) for name, run in c.runs.items() if run.num_untimed]
         found.append(
             f"No engine time was recorded for {join(untimed)}, so models are compared at equal numbers of samples; "
             "which is best within a time budget cannot be said."
@@ -63,10 +64,13 @@ def _problems(c: Comparison) -> list[str]:
             f"{_number(len(every))} left out since no sample of {'it' if len(every) == 1 else 'them'} has a verdict, "
             f"for example because the gold answer cannot be read ({told})."
         )
-    left_out = {name: len(run.by_problem) - c.num_problems for name, run in c.runs.items()}
+    shared = c.num_problems + len(c.few_samples)
+    left_out = {name: len(run.by_problem) - shared for name, run in c.runs.items()}
     if any(left_out.values()):
         told = join([f"{n} of {shorten(name, 40)}" for name, n in left_out.items() if n])
-        found.append(f"Only the {c.num_problems} problems that all models share are compared; left out are {told}.")
+        found.append(f"Only the {shared} problems that all models share are compared; left out are {told}.")
+    if told := few_samples(c):
+        found.append(f"{told} Often those are the ones with long solutions.")
     unsampled = {name: len(run.unsampled) for name, run in c.runs.items() if run.unsampled}
     if unsampled:
         told = join([f"{n} of {shorten(name, 40)}" for name, n in unsampled.items()])

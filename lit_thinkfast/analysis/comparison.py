@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lit_thinkfast.analysis.budget import Measured, checked_prices, measure, measured_points
+from lit_thinkfast.analysis.budget import Measured, checked_prices, measure, measured_points, shared_problems
 from lit_thinkfast.analysis.deadline import deadline_points
 from lit_thinkfast.analysis.difference import Difference, compare
 from lit_thinkfast.analysis.groups import Grouping, GroupValue, group_values
@@ -27,8 +27,8 @@ class BestAt:
         model: The winner.
         k: Samples a problem that the winner finishes, at most as many as it drew.
         value: Its value there.
-        margin: Against the baseline, or against the best other model where the baseline wins; ``None`` where there is
-            no other that has finished a sample.
+        margin: Against the baseline, or against the best other model where the baseline wins; ``None`` where that one
+            has not finished a sample yet.
         short_of_samples: Models that have used all they drew before this budget.
     """
 
@@ -55,7 +55,9 @@ class Comparison:
         points: All curves with intervals; time is k times the mean time of a sample.
         fronts: Rule -> who is best where.
         best: One entry for each rule and round budget, budgets outermost.
-        num_problems: Problems that all models share.
+        num_problems: Problems that all models share and have samples of for the largest k: all curves but those over
+            a deadline are of these.
+        few_samples: The other problems that all models share; some model has fewer samples of them.
         deadline: Curves over a real deadline (:mod:`lit_thinkfast.analysis.deadline`) of the models that have one.
         no_deadline: Name -> why a model has none.
         landmarks: When values are reached, how much faster than by the baseline, when models overtake each other, and
@@ -72,6 +74,7 @@ class Comparison:
     fronts: Mapping[Rule, Sequence[Stretch]]
     best: Sequence[BestAt]
     num_problems: int
+    few_samples: tuple[str, ...] = ()
     deadline: Sequence[BudgetPoint] = ()
     no_deadline: Mapping[str, str] = field(default_factory=dict)
     landmarks: Landmarks = field(default_factory=Landmarks)
@@ -140,7 +143,8 @@ def compare_models(
     Args:
         runs: Name -> run.
         baseline: Default: the first whose layers are known to be attention only, else the first.
-        ks: Samples a problem; default half-octave steps.
+        ks: Samples a problem; default half-octave steps up to what nine of ten problems have in every run. Problems
+            with fewer than the largest are left out, so that all curves are of the same problems.
         rules: Default: all that the runs allow.
         prices: Dollars an hour of what the models ran on, one for all or one for each.
         resamples: Bootstrap resamples of problems.
@@ -182,6 +186,7 @@ def compare_models(
         fronts,
         best,
         num_problems=len(measured[baseline].problem_ids),
+        few_samples=tuple(p for p in shared_problems(runs) if p not in set(measured[baseline].problem_ids)),
         deadline=deadline,
         no_deadline=no_deadline,
         landmarks=landmarks,
@@ -217,7 +222,7 @@ def _best_at(
     if len(ranked) > 1 and every[baseline].at(seconds) == top.at(seconds):
         top = every[baseline]  # a tie is not a win over the baseline
     others = [c.model for c in ranked if c.model != top.model]
-    rival = baseline if baseline in others else next(iter(others), None)
+    rival = next(iter(others), None) if top.model == baseline else baseline if baseline in others else None
     margin = None
     if rival is not None:
         margin = compare(

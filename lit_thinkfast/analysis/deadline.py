@@ -26,9 +26,9 @@ import numpy as np
 
 from lit_thinkfast.analysis.budget import RULES, SCORED, Array, problem_weights
 from lit_thinkfast.analysis.runs import ModelRun, find
-from lit_thinkfast.metrics.statistics import interval, weighted_means
+from lit_thinkfast.metrics.statistics import share_intervals
 from lit_thinkfast.metrics.tables import first_equal
-from lit_thinkfast.metrics.voting import TIE
+from lit_thinkfast.metrics.voting import vote
 from lit_thinkfast.records import BudgetPoint, Completion, Rule, Verdict
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -88,13 +88,11 @@ def deadline_points(
         made = replay(name, run, problems, chosen, steps=steps)
         weights = problem_weights(len(problems), resamples, seed)
         for rule, values in made.values.items():
-            means = weighted_means(values, weights)
-            low, high = interval(means[1:])
-            for i, seconds in enumerate(made.seconds[rule]):
-                k, value = int(made.most[rule][i]), float(means[0, i])
-                points.append(
-                    BudgetPoint(name, rule, k, float(seconds), value, float(low[i]), float(high[i]), len(problems))
-                )
+            columns = zip(made.most[rule], made.seconds[rule], *share_intervals(values, weights[1:]), strict=True)
+            points += [
+                BudgetPoint(name, rule, int(k), float(t), float(mean), float(low), float(high), len(problems))
+                for k, t, mean, low, high in columns
+            ]
     return points, reasons
 
 
@@ -117,8 +115,9 @@ def why_not(run: ModelRun) -> str:
     missing = sum(c.finished_seconds is None for c in run.completions)
     if missing:
         return f"{missing} of its completions do not say when they were finished (finished_seconds)"
-    if not any(c.finished_seconds for c in run.completions):
-        return "its completions carry no engine seconds"
+    if untimed := sum(not c.finished_seconds for c in run.completions):
+        every = untimed == len(run.completions)
+        return f"{'its' if every else f'{untimed} of its'} completions carry no engine seconds"
     if not sampled_in_rounds(run):
         return "it was not sampled in rounds, so at a deadline some problems have many samples and some none"
     return ""
@@ -133,7 +132,8 @@ def sampled_in_rounds(run: ModelRun) -> bool:
     """
     if not any(c.latency_seconds for c in run.completions):
         return find(run.meta, "time_budget_seconds") is not None
-    begun = sorted(((c.finished_seconds or 0.0) - c.latency_seconds, c.sample) for c in run.completions)
+    # samples begun together are one difference of floats each: without rounding, its noise would order them
+    begun = sorted((round((c.finished_seconds or 0.0) - c.latency_seconds, 6), c.sample) for c in run.completions)
     rounds = np.array([sample.bit_length() for _, sample in begun])
     ahead = 1 if rounds.max() > 1 else 0
     return bool((rounds < np.maximum.accumulate(rounds) - ahead).mean() < OUT_OF_TURN)
@@ -218,20 +218,8 @@ def _credits(rule: Rule, samples: Sequence[tuple[Completion, Verdict]], sizes: I
         return _each(sizes, lambda n: float(right[:n][scores[:n] == scores[:n].max()].mean()))
     answers = np.array(first_equal([v.canonical for v in verdicts], range(len(verdicts))), dtype=np.int64)
     weights = np.array([v.score if rule == "weighted_best_of_n" else 1.0 for v in verdicts], dtype=np.float64)
-    return _each(sizes, lambda n: _vote(right[:n], answers[:n], weights[:n]))
+    return _each(sizes, lambda n: float(vote(right, answers, weights, np.arange(n)[None], ties="split")[0]))
 
 
 def _each(sizes: Ints, credit: Callable[[int], float]) -> Array:
     return np.array([credit(int(n)) if n else 0.0 for n in sizes])
-
-
-def _vote(right: Array, answers: Ints, weights: Array) -> float:
-    """Return the mean credit of the answers with the largest sum of weights."""
-    named = answers >= 0
-    if not named.any():
-        return 0.0
-    answers = answers[named]
-    count = np.bincount(answers)
-    total = np.where(count > 0, np.bincount(answers, weights=weights[named]), -np.inf)
-    tied = total >= total.max() - TIE * abs(total.max())
-    return float((np.bincount(answers, weights=right[named])[tied] / count[tied]).mean())

@@ -65,6 +65,7 @@ def everything_json(c: Comparison, *, cautions: Sequence[str] = ()) -> str:
         "timed": c.timed,
         "dollars_per_hour": c.prices,
         "cautions": cautions,
+        "problems_with_few_samples": c.few_samples,
         "provenance": origins(c),
         "points": c.points,
         "deadline": c.deadline,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_thinkfast.analysis.budget import SCORED, Measured, problem_weights
-from lit_thinkfast.metrics.statistics import interval, weighted_means
+from lit_thinkfast.analysis.difference import PERMUTATIONS, stands_out
+from lit_thinkfast.metrics.statistics import difference_interval, paired_permutation_test, weighted_means
 from lit_thinkfast.records import Rule
 
 
@@ -20,6 +21,7 @@ class Gain:
         difference: Its share of problems solved less that of the other.
         low: Lower end of the 95 % interval of the difference, a bootstrap over problems that resamples both alike.
         high: Upper end.
+        p_value: Two-sided, of a permutation test which swaps the two ways on random problems.
     """
 
     rule: Rule
@@ -28,17 +30,18 @@ class Gain:
     difference: float
     low: float
     high: float
+    p_value: float
 
     @property
     def resolved(self) -> bool:
-        """Whether the 95 % interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the 95 % interval leaves out zero and the permutation test agrees (p below 0.05)."""
+        return stands_out(self.low, self.high, self.p_value)
 
 
 def selection_gains(m: Measured, *, resamples: int = 2000, seed: int = 0) -> list[Gain]:
     """Return the gains of the rules that use scores, at the largest k, over what was measured to compare them with.
 
-    None where there is but one sample, so nothing to choose. Problems with fewer than k samples are left out.
+    None where there is but one sample, so nothing to choose.
     """
     if m.ks[-1] == 1:
         return []
@@ -53,8 +56,9 @@ def selection_gains(m: Measured, *, resamples: int = 2000, seed: int = 0) -> lis
         if rule not in SCORED:
             continue
         for over, values in others.items():
-            gain = (m.values[rule][:, -1] - values)[:, None]
-            means = weighted_means(gain, weights)
-            low, high = interval(means[1:])
-            found.append(Gain(rule, over, m.ks[-1], float(means[0, 0]), float(low[0]), float(high[0])))
+            own = m.values[rule][:, -1]
+            means = weighted_means(own - values, weights)
+            p_value = paired_permutation_test(own, values, permutations=PERMUTATIONS, seed=seed)
+            ends = difference_interval(own - values, means[1:])
+            found.append(Gain(rule, over, m.ks[-1], float(means[0]), *ends, p_value))
     return found

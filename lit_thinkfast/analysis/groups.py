@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-
 from lit_thinkfast.analysis.budget import Measured, problem_weights
-from lit_thinkfast.metrics.statistics import interval, weighted_means
+from lit_thinkfast.metrics.statistics import share_intervals
 from lit_thinkfast.records import Problem, Rule
 
 Grouping = Literal["level", "subject"]
@@ -25,7 +23,7 @@ class GroupValue:
         rule: How the answer is selected from k samples.
         k: Samples a problem.
         value: Share of problems solved.
-        low: Lower end of the 95 % interval over the problems of the group.
+        low: Lower end of the 95 % interval over the problems of the group; NaN where there is but one.
         high: Upper end.
         num_problems: Problems behind ``value``.
     """
@@ -50,7 +48,7 @@ def group_values(
 ) -> list[GroupValue]:
     """Return every model's value for every rule and k in every group, levels from easy to hard, subjects by name.
 
-    Problems that do not say theirs are in no group. A k for which a group's problems have too few samples is left out.
+    Problems that do not say theirs are in no group.
 
     Args:
         measured: Models that were measured together.
@@ -70,15 +68,10 @@ def group_values(
         weights = problem_weights(len(places), resamples, seed)
         for name, m in measured.items():
             for rule, values in m.values.items():
-                means = weighted_means(values[places], weights)
-                behind = np.isfinite(values[places]).sum(axis=0)
-                kept = np.flatnonzero(behind)
-                low, high = interval(means[1:, kept])
+                columns = zip(m.ks, *share_intervals(values[places], weights[1:]), strict=True)
                 found += [
-                    GroupValue(
-                        group, name, rule, m.ks[i], float(means[0, i]), float(low[j]), float(high[j]), int(behind[i])
-                    )
-                    for j, i in enumerate(kept)
+                    GroupValue(group, name, rule, k, float(mean), float(low), float(high), len(places))
+                    for k, mean, low, high in columns
                 ]
     return found
 

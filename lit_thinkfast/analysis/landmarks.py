@@ -2,7 +2,7 @@
 
 Each comes with a 95 % interval from one bootstrap over problems that resamples times as well and gives all models the
 same draws. A draw in which a curve never gets to a landmark counts as infinity, not as missing: leaving it out would
-make the interval too short and too early.
+make the interval too short and too early. A single problem has no interval.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from lit_thinkfast.analysis.budget import Array, Measured
 from lit_thinkfast.analysis.resampled import EQUAL, Resampled, all_resampled, central
+from lit_thinkfast.metrics.statistics import widened
 from lit_thinkfast.records import Rule
 
 
@@ -133,7 +134,7 @@ def find_landmarks(
     faster: list[Speedup] = []
     for rule in rules:
         curves = all_resampled(measured, rule, resamples=resamples, seed=seed)
-        low, high = (float(pick(c.values[0, i] for c in curves)) for pick, i in ((min, 0), (max, -1)))
+        low, high = float(min(c.values[0, 0] for c in curves)), float(max(c.values[0].max() for c in curves))
         for value in round_values(low, high):
             reach += [_reach(c, rule, value) for c in curves]
             faster += _speedups(curves, rule, value, baseline)
@@ -199,7 +200,12 @@ def round_values(low: float, high: float, *, most: int = 5) -> list[float]:
 
 def _reach(curve: Resampled, rule: Rule, value: float) -> Reach:
     seconds = curve.first_reaching(value)
-    return Reach(curve.model, rule, value, float(seconds[0]), *central(seconds[1:]))
+    return Reach(curve.model, rule, value, float(seconds[0]), *_ends(curve, seconds))
+
+
+def _ends(curve: Resampled, found: Array) -> tuple[float, float]:
+    """Return the interval of what was found on a curve and its draws; NaN where one problem was drawn every time."""
+    return central(found[1:]) if curve.num_problems > 1 else (math.nan, math.nan)
 
 
 def _speedups(curves: Sequence[Resampled], rule: Rule, value: float, baseline: str) -> list[Speedup]:
@@ -209,7 +215,7 @@ def _speedups(curves: Sequence[Resampled], rule: Rule, value: float, baseline: s
         with np.errstate(invalid="ignore"):  # infinity by infinity: neither gets there, and nothing can be said
             factor = seconds[baseline] / own
         if name != baseline and not math.isnan(factor[0]):
-            found.append(Speedup(name, baseline, rule, value, float(factor[0]), *central(factor[1:])))
+            found.append(Speedup(name, baseline, rule, value, float(factor[0]), *_ends(curves[0], factor)))
     return found
 
 
@@ -220,7 +226,11 @@ def _areas(curves: Sequence[Resampled], rule: Rule) -> list[Area]:
     found = []
     for c in curves:
         mean = c.mean_over_log_time(start, end)
-        found.append(Area(c.model, rule, float(mean[0]), *central(mean[1:]), float(start), float(end)))
+        low, high = _ends(c, mean)
+        if high - low <= EQUAL:  # all problems are alike
+            alike = np.full((c.num_problems, 1), mean[0])
+            low, high = (float(e[0]) for e in widened(alike, np.array([low]), np.array([high]), least=0.0))
+        found.append(Area(c.model, rule, float(mean[0]), low, high, float(start), float(end)))
     return found
 
 
@@ -231,7 +241,7 @@ def _crossings(curves: Sequence[Resampled], rule: Rule) -> list[Crossing]:
         seconds = overtaking(first, second)
         begin = max(first.seconds[0, 0], second.seconds[0, 0])
         if begin * (1 + EQUAL) < seconds[0] < math.inf:
-            found.append(Crossing(first.model, second.model, rule, float(seconds[0]), *central(seconds[1:])))
+            found.append(Crossing(first.model, second.model, rule, float(seconds[0]), *_ends(first, seconds)))
     return found
 
 

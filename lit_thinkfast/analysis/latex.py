@@ -114,4 +114,4 @@ def _value(cell: Cell) -> str:
 
 
 def _interval(cell: Cell) -> str:
-    return "" if math.isnan(cell.value) else rf"{{\scriptsize {cell.low:.1f} to {cell.high:.1f}}}"
+    return "" if math.isnan(cell.low) else rf"{{\scriptsize {cell.low:.1f} to {cell.high:.1f}}}"

@@ -12,11 +12,12 @@ import re
 import lit_thinkfast
 from lit_thinkfast.analysis.cautions import cautions
 from lit_thinkfast.analysis.comparison import Comparison
+from lit_thinkfast.analysis.difference import STANDS_OUT
 from lit_thinkfast.analysis.provenance import LABELS, origins
 from lit_thinkfast.analysis.short_table import COLUMNS, Cell, short_table
 from lit_thinkfast.analysis.story import tell, unmarked
 from lit_thinkfast.analysis.table import budget_rows
-from lit_thinkfast.analysis.text import RULE_NAMES, duration, percent, plain, points, shorten
+from lit_thinkfast.analysis.text import RULE_NAMES, duration, percent, plain, points, shorten, span
 
 _GRAMMAR = re.compile(r"([\\`*_\[\]|~$#>]|:(?=//)|(?<=www)\.)")
 _OPENING = re.compile(r"^(\d*)([-+=.)])")
@@ -39,7 +40,8 @@ def markdown_summary(c: Comparison) -> str:
         rows = [[duration(s), *(_best(row.get(r)) for r in c.rules)] for s, row in budget_rows(c).items()]
         lines += ["## The best model at round budgets", ""]
         lines += [*_table(["engine time a problem", *(RULE_NAMES[r] for r in c.rules)], rows), ""]
-        lines += ["In brackets the lead in points with its paired 95 % interval; * where that leaves out zero.", ""]
+        told = f"In brackets the lead in points with its paired 95 % interval; * for those whose interval {STANDS_OUT}."
+        lines += [told, ""]
     found = cautions(c)
     if found:
         lines += ["## Mind", "", *(f"- {markdown_text(text)}" for text in found), ""]
@@ -69,7 +71,7 @@ def _cell(cell: Cell) -> str:
     if math.isnan(cell.value):
         return "-"
     number = f"**{cell.value:.1f}**" if cell.best else f"{cell.value:.1f}"
-    return f"{number} ({cell.low:.1f} to {cell.high:.1f})"
+    return f"{number} ({span(cell.low / 100, cell.high / 100)})"
 
 
 def _best(best: object) -> str:

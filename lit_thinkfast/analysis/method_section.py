@@ -20,7 +20,12 @@ def method_section(c: Comparison) -> str:
         "majority vote and best-of-N; for weighted best-of-N over all subsets or, where they are more than 1,000, over "
         "seeded random orders. Ties share the credit.",
         "<b>Intervals.</b> Percentile bootstrap over problems, the same seeded resamples for all models. They cover "
-        "the choice of problems, not a new training run. With an interval for every budget, some stars are luck.",
+        "the choice of problems, not a new training run. Of problems that all have the same value Wilson's interval is "
+        "taken, and of a single one there is none. A star also asks for p below 0.05 in a permutation test, which "
+        "swaps two models on random problems. With a test for every budget, and the best of several models at each, "
+        "some stars are luck.",
+        f"<b>Problems.</b> All curves but those by a deadline are of the same {c.num_problems} problems, at every "
+        f"k and for every model: those with {c.ks[-1]} or more samples in every run.",
     ]
     if c.timed:
         facts.insert(
@@ -32,7 +37,8 @@ def method_section(c: Comparison) -> str:
         )
         facts.append(
             "<b>Between measured k</b> some problems get the smaller and some the larger number, hence lines that are "
-            "straight in time. A model that has used all its samples keeps its last value; nothing is extrapolated."
+            "straight in time and fall where a larger number is worse. A model that has used all its samples keeps its "
+            "last value; nothing is extrapolated."
         )
         if SCORED & set(c.rules) and any(run.scoring_seconds is not None for run in c.runs.values()):
             facts.append("<b>Reward model.</b> Its time is added to the budgets of the two rules that need it.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lit_thinkfast.analysis.comparison import BestAt, Comparison
+from lit_thinkfast.analysis.difference import STANDS_OUT
 from lit_thinkfast.analysis.gain import selection_gains
 from lit_thinkfast.analysis.page import chip, data_table, details, section
 from lit_thinkfast.analysis.provenance import source
@@ -24,6 +25,7 @@ from lit_thinkfast.analysis.text import (
     percent,
     points,
     shorten,
+    span,
 )
 from lit_thinkfast.records import Rule
 
@@ -38,8 +40,8 @@ def budgets_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
         rows.append([head, *(_budget_cell(c, row.get(r), styles) for r in c.rules)])
     caption = (
         f"Below each winner: how many samples it finishes, and its lead in percentage points over "
-        f"{chip(c.baseline, styles)} (or over the best other model, where that one wins) with the 95 % interval of the "
-        "paired difference. A star marks leads whose interval leaves out zero."
+        f"{chip(c.baseline, styles)} (or over the best other model, where that one wins; none while it has no sample) "
+        f"with the 95 % interval of the paired difference. A star marks leads whose interval {STANDS_OUT}."
     )
     return section(
         "The best model at round budgets",
@@ -78,7 +80,7 @@ def landmarks_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
                 best = a is not None and a.value == max(b.value for b in marks.areas if b.rule == rule)
                 top = f' class="top m{styles[name].index}"' if best and len(c.runs) > 1 else ""
                 cells.append(
-                    f"<td{top}>{percent(a.value)}<small>{_span(a.low, a.high)}</small></td>" if a else "<td>-</td>"
+                    f"<td{top}>{percent(a.value)}<small>{span(a.low, a.high)}</small></td>" if a else "<td>-</td>"
                 )
             rows.append([f'<th scope="row">{chip(name, styles)}</th>', *cells])
         spans = {r: next(a for a in marks.areas if a.rule == r) for r in rules}
@@ -159,7 +161,7 @@ def groups_section(c: Comparison, styles: Mapping[str, ModelStyle], by: Literal[
                     continue
                 top = v.value == max(o.value for o in known) > min(o.value for o in known)
                 mark = f' class="top m{styles[name].index}"' if top else ""
-                cells.append(f"<td{mark}>{percent(v.value)}<small>{_span(v.low, v.high)}</small></td>")
+                cells.append(f"<td{mark}>{percent(v.value)}<small>{span(v.low, v.high)}</small></td>")
             head = f'<th scope="row">{escape(shorten(group, 60))}</th>'
             rows.append([head, f"<td>{known[0].num_problems}</td>", *cells])
         head = "".join(f'<th scope="col">{chip(name, styles, limit=24)}</th>' for name in c.runs)
@@ -194,7 +196,7 @@ def values_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
                 cells.append("<td>-</td>")
                 continue
             top = f' class="top m{styles[name].index}"' if p.value == best[key] else ""
-            cells.append(f"<td{top}>{percent(p.value)}<small>{100 * p.low:.1f} to {100 * p.high:.1f}</small></td>")
+            cells.append(f"<td{top}>{percent(p.value)}<small>{span(p.low, p.high)}</small></td>")
         rows.append(cells)
     headings = ["model", "params", "attention", "tokens", "s per sample"]
     parts = [data_table(headings + [f"{SHORT_RULES[rule]}@{k}" for rule, k in keys], rows, label="Models and values")]
@@ -232,7 +234,7 @@ def reward_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
     return section(
         "What the reward model adds",
         f"Percentage points of problems solved with {first[0].k} samples. Small: 95 % interval of the paired "
-        "difference over problems. A star marks those that leave out zero.",
+        f"difference over problems. A star marks those whose interval {STANDS_OUT}.",
         data_table(["model", *(f"{SHORT_RULES[g.rule]} over {g.over}" for g in first)], rows, label="What scores add"),
         anchor="reward",
         source=escape(source(c)),
@@ -244,19 +246,19 @@ def _keys(c: Comparison) -> list[tuple[Rule, int]]:
     return [(c.rules[0], k) for k in shown_ks(c)] + [(r, c.ks[-1]) for r in c.rules[1:]]
 
 
-def _span(low: float, high: float) -> str:
-    return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
 def _never(seconds: float) -> str:
     return "never" if math.isinf(seconds) else duration(seconds)
 
 
 def _times(low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return "-"
     return "never" if math.isinf(low) and math.isinf(high) else f"{_never(low)} to {_never(high)}"
 
 
 def _factors(low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return "-"
     ends = ["any" if math.isinf(end) else factor(end) if end > 0 else "0" for end in (low, high)]
     return " to ".join(ends)
 

@@ -15,23 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from lit_thinkfast.analysis.budget import (
     Array,
     Measured,
-    common_k,
-    default_ks,
     measure,
     problem_weights,
     shared_problems,
 )
 from lit_thinkfast.analysis.comparison import round_budgets
 from lit_thinkfast.analysis.deadline import common_problems, replay, why_not
-from lit_thinkfast.analysis.difference import compare
+from lit_thinkfast.analysis.difference import difference_draws, samples_within, values_within
 from lit_thinkfast.analysis.flips import Flip, find_flips
-from lit_thinkfast.analysis.runs import ModelRun
-from lit_thinkfast.metrics.statistics import interval, paired_permutation_test, weighted_means
+from lit_thinkfast.analysis.runs import ModelRun, untimed_in_words
+from lit_thinkfast.metrics.statistics import EQUAL, difference_interval, paired_permutation_test, weighted_means
 from lit_thinkfast.records import Rule
 
 Basis = Literal["samples", "time", "deadline"]
@@ -51,7 +47,7 @@ class PairRow:
         first: Share of problems that the first model solves.
         second: Share that the second solves.
         difference: ``first - second``.
-        low: Lower end of its 95 % interval.
+        low: Lower end of its 95 % interval; NaN where there is but one problem.
         high: Upper end.
         p_value: Two-sided, of the permutation test; the times of the samples are taken as they are.
         adjusted: The p-value, adjusted for all rows.
@@ -140,22 +136,18 @@ def compare_pair(
         on_step: Called when one model is through one rule.
 
     Raises:
-        ValueError: The names are equal, no problem has that many samples in both, or as
-            :func:`~lit_thinkfast.analysis.budget.measure`.
+        ValueError: The names are equal, or as :func:`~lit_thinkfast.analysis.budget.measure`.
     """
     if names[0] == names[1]:
         raise ValueError(f"both models are called {names[0]!r}; give them two names")
     runs = dict(zip(names, (first, second), strict=True))
+    a, b = measure(runs, ks=ks, rules=rules, on_step=on_step).values()
     shared = shared_problems(runs)
-    k = max(ks) if ks else common_k(runs, shared)
-    chosen = [p for p in shared if all(len(run.by_problem[p]) >= k for run in runs.values())]
-    if not chosen:
-        most = max(min(len(run.by_problem[p]) for run in runs.values()) for p in shared)
-        raise ValueError(f"no problem has {k} samples in both runs; use ks of {most} or less")
-    a, b = measure(runs, ks=ks or default_ks(k), rules=rules, problems=chosen, on_step=on_step).values()
     notes = _left_out(runs, len(shared))
-    if few := len(shared) - len(chosen):
-        notes.append(f"{few} problems have fewer than {k} samples in one of the runs; only deadlines count them.")
+    if few := len(shared) - len(a.problem_ids):
+        notes.append(
+            f"{few} problems have fewer than {a.ks[-1]} samples in one of the runs; only deadlines count them."
+        )
     make = _Rows(resamples, permutations, seed)
     rows = [make.at_samples(a, b, rule, i) for rule in a.values for i in range(len(a.ks))]
     if a.timed and b.timed:
@@ -164,7 +156,7 @@ def compare_pair(
         rows += found
         notes += note
     else:
-        untimed = " and ".join(m.model for m in (a, b) if not m.timed)
+        untimed = " and ".join(untimed_in_words(name, run) for name, run in runs.items() if run.num_untimed)
         notes.append(f"{untimed}: no engine seconds, so the models are compared at equal samples only.")
     rows = [dataclasses.replace(r, adjusted=p) for r, p in zip(rows, holm([r.p_value for r in rows]), strict=True)]
     problems = {**second.problems, **first.problems}
@@ -200,33 +192,33 @@ class _Rows:
 
     def at_time(self, a: Measured, b: Measured, rule: Rule, seconds: float) -> PairRow:
         """Return a row whose interval allows for the times as well: problems are drawn with their times."""
+        draws = difference_draws(a, b, rule=rule, seconds=seconds, resamples=self.resamples, seed=self.seed)
+        ks = (samples_within(a, rule, seconds), samples_within(b, rule, seconds))
         row = self._paired(
-            "time",
-            rule,
-            seconds,
-            (_samples_within(a, rule, seconds), _samples_within(b, rule, seconds)),
-            values_within(a, rule, seconds),
-            values_within(b, rule, seconds),
+            "time", rule, seconds, ks, values_within(a, rule, seconds), values_within(b, rule, seconds), draws
         )
-        d = compare(a, b, rule=rule, seconds=seconds, resamples=self.resamples, seed=self.seed)
         ends = ((m.model, m.ks[-1] * float(m.seconds_for_one(rule).mean())) for m in (a, b))
-        short = tuple(name for name, end in ends if end < seconds)
-        return dataclasses.replace(row, low=d.low, high=d.high, short_of_samples=short)
+        return dataclasses.replace(row, short_of_samples=tuple(name for name, end in ends if end < seconds))
 
     def at_deadline(self, rule: Rule, seconds: float, ks: tuple[float, float], one: Array, other: Array) -> PairRow:
         return self._paired("deadline", rule, seconds, ks, one, other)
 
     def _paired(
-        self, basis: Basis, rule: Rule, at: float, ks: tuple[float, float], one: Array, other: Array
+        self,
+        basis: Basis,
+        rule: Rule,
+        at: float,
+        ks: tuple[float, float],
+        one: Array,
+        other: Array,
+        draws: Array | None = None,
     ) -> PairRow:
         difference = one - other
-        means = weighted_means(difference[:, None], problem_weights(len(difference), self.resamples, self.seed))
-        low, high = interval(means[1:])
-        won, lost = int((difference > _EQUAL).sum()), int((difference < -_EQUAL).sum())
-        p = 1.0
-        if won or lost:
-            kept = np.where(np.abs(difference) > _EQUAL, difference, 0.0)
-            p = paired_permutation_test(kept, np.zeros_like(kept), permutations=self.permutations, seed=self.seed)
+        if draws is None:
+            draws = weighted_means(difference, problem_weights(len(difference), self.resamples, self.seed))
+        low, high = difference_interval(difference, draws[1:])
+        won, lost = int((difference > EQUAL).sum()), int((difference < -EQUAL).sum())
+        p = paired_permutation_test(one, other, permutations=self.permutations, seed=self.seed)
         return PairRow(
             basis,
             rule,
@@ -234,38 +226,15 @@ class _Rows:
             *ks,
             first=float(one.mean()),
             second=float(other.mean()),
-            difference=float(means[0, 0]),
-            low=float(low[0]),
-            high=float(high[0]),
+            difference=float(draws[0]),
+            low=low,
+            high=high,
             p_value=p,
             adjusted=p,
             won=won,
             lost=lost,
             tied=len(difference) - won - lost,
         )
-
-
-_EQUAL = 1e-9
-"""Values of a problem this close are a tie: they are sums of many terms, added in some order."""
-
-
-def values_within(m: Measured, rule: Rule, seconds: float) -> Array:
-    """Return ``(problems,)`` values within a budget, whose mean is on the curve of the model.
-
-    The curve runs straight between measured k, and where a larger k is worse it stays with the best smaller one.
-    """
-    means = m.values[rule].mean(axis=0)
-    best = [int(np.argmax(means[: i + 1])) for i in range(len(m.ks))]
-    k = _samples_within(m, rule, seconds)
-    right = min(int(np.searchsorted(m.ks, k, side="right")), len(m.ks) - 1)
-    left = max(right - 1, 0)
-    share = float(np.interp(k, [m.ks[left], m.ks[right]], [0.0, 1.0])) if right > left else 0.0
-    below, above = (m.values[rule][:, best[i]] for i in (left, right))
-    return np.asarray(below * (1 - share) + above * share if 0 < share < 1 else above if share else below)
-
-
-def _samples_within(m: Measured, rule: Rule, seconds: float) -> float:
-    return min(seconds / float(m.seconds_for_one(rule).mean()), float(m.ks[-1]))
 
 
 def _budgets(a: Measured, b: Measured, rule: Rule) -> list[float]:

@@ -1,8 +1,11 @@
 """Which model is best at which time budget: Pareto front, upper envelope and its stretches.
 
-A model's curve is linear in time between measured points (some problems get the smaller, some the larger k), holds its
-best value so far (nobody is forced to spend the whole budget), is undefined before its first sample is finished, and is
-held flat after its last: nothing is extrapolated. The front is the upper envelope of all curves.
+A model's curve is linear in time between measured points (some problems get the smaller, some the larger k), falls
+where a larger k is worse, is undefined before its first sample is finished, and is held flat after its last: nothing is
+extrapolated. Who is best at a budget is who is on the upper envelope of all curves there.
+
+:func:`pareto_front` is something else, an envelope over measured points: within a time the best k of any model, chosen
+with the values in hand. It is there to be drawn; differences and intervals are those of the curves.
 """
 
 from __future__ import annotations
@@ -14,9 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lit_thinkfast.analysis.resampled import EQUAL, first_reaching
 from lit_thinkfast.records import BudgetPoint, Rule
-
-_EQUAL = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,8 @@ class Stretch:
         model: The winner.
         start: Seconds a problem from which it leads.
         end: Seconds a problem up to which it leads; the last stretch ends at the longest time measured.
-        start_value: Value of the front at ``start``.
-        end_value: Value of the front just before ``end``.
+        start_value: Value of the leader at ``start``.
+        end_value: Value of the leader just before ``end``.
         contested: Whether every model takes part all through: each has finished a sample and has samples left. Where
             this is false the stretch is won against some who cannot answer yet or who stopped for lack of samples.
     """
@@ -55,6 +57,10 @@ class Curve:
             return math.nan
         return float(np.interp(seconds, self.seconds, self.values))
 
+    def first_reaching(self, value: float) -> float:
+        """Return the seconds at which the curve first reaches ``value``; infinity where it never does."""
+        return float(first_reaching(np.array(self.seconds), np.array([self.values]), value)[0])
+
 
 def _known(p: BudgetPoint) -> bool:
     """Whether a point lies on a curve over time: its value and its seconds are known."""
@@ -76,8 +82,7 @@ def curves(points: Iterable[BudgetPoint], rule: Rule) -> list[Curve]:
     found = []
     for model, own in grouped.items():
         own.sort(key=lambda p: p.seconds)
-        best = np.maximum.accumulate([p.value for p in own])
-        found.append(Curve(model, tuple(p.seconds for p in own), tuple(best.tolist())))
+        found.append(Curve(model, tuple(p.seconds for p in own), tuple(p.value for p in own)))
     return found
 
 
@@ -116,8 +121,8 @@ def winners(points: Iterable[BudgetPoint], rule: Rule) -> list[Stretch]:
             # A model whose samples start exactly at ``right`` does not count yet: values are taken inside.
             middle = (left + right) / 2
             best = max(c.at(middle) for c in running)
-            if leader is None or leader.at(middle) < best - _EQUAL:
-                leader = next(c for c in running if c.at(middle) >= best - _EQUAL)
+            if leader is None or leader.at(middle) < best - EQUAL:
+                leader = next(c for c in running if c.at(middle) >= best - EQUAL)
             stretch = Stretch(
                 leader.model, left, right, leader.at(left), leader.at(right), first <= left and right <= last
             )
@@ -142,14 +147,4 @@ def _crossings(running: Sequence[Curve], start: float, end: float) -> list[float
 
 def seconds_to_reach(points: Iterable[BudgetPoint], rule: Rule, value: float) -> dict[str, float]:
     """Return for each model the seconds a problem at which its curve first reaches ``value``; infinity if never."""
-    reached = {}
-    for c in curves(points, rule):
-        if c.values[-1] < value:
-            reached[c.model] = math.inf
-        elif c.values[0] >= value:
-            reached[c.model] = c.seconds[0]
-        else:
-            right = next(i for i, v in enumerate(c.values) if v >= value)
-            share = (value - c.values[right - 1]) / (c.values[right] - c.values[right - 1])
-            reached[c.model] = c.seconds[right - 1] + share * (c.seconds[right] - c.seconds[right - 1])
-    return reached
+    return {c.model: c.first_reaching(value) for c in curves(points, rule)}

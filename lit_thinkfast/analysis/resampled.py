@@ -24,23 +24,28 @@ EQUAL = 1e-12
 
 @dataclass(frozen=True)
 class Resampled:
-    """A model's curve for one rule, and its bootstrap draws: linear between measured k, never falling.
+    """A model's curve for one rule, and its bootstrap draws: linear between measured k.
 
     Between two measured k the value is that of giving some problems the smaller and the rest the larger number of
-    samples. It is held beyond the last k, and before the first: a draw's mean of times differs a little from the mean,
-    so a model may just miss its first sample in a draw.
+    samples. Values are those at k, which may fall, and not the best up to k: which k was best is seen in the same
+    samples, so a maximum over k is too high, the more so the more k a model has within its budget.
+
+    The last value is held beyond the last k, and the first before the first: a draw's mean of times differs a little
+    from the mean, so a model may just miss its first sample in a draw.
 
     Attributes:
         model: Name of the model.
         ks: ``(k,)`` samples a problem.
         second: ``(1 + draws,)`` seconds of one sample.
-        values: ``(1 + draws, k)`` values, each the best so far.
+        values: ``(1 + draws, k)`` values.
+        num_problems: Problems that are resampled.
     """
 
     model: str
     ks: Array
     second: Array
     values: Array
+    num_problems: int
 
     @property
     def seconds(self) -> Array:
@@ -60,14 +65,7 @@ class Resampled:
 
     def first_reaching(self, value: float) -> Array:
         """Return ``(1 + draws,)`` seconds at which the curve first reaches ``value``; infinity where it never does."""
-        enough = self.values >= value - EQUAL
-        right = enough.argmax(axis=1)
-        left = np.maximum(right - 1, 0)
-        rows = np.arange(len(right))
-        low, high = self.values[rows, left], self.values[rows, right]
-        share = np.where(high > low, (value - low) / np.where(high > low, high - low, 1.0), 1.0)
-        k = np.where(right > left, self.ks[left] + np.clip(share, 0, 1) * (self.ks[right] - self.ks[left]), self.ks[0])
-        return np.where(enough.any(axis=1), k * self.second, np.inf)
+        return first_reaching(self.ks, self.values, value) * self.second
 
     def mean_over_log_time(self, start: float, end: float) -> Array:
         r"""Return ``(1 + draws,)`` means of the value over the logarithm of time.
@@ -83,6 +81,24 @@ class Resampled:
         return np.asarray(pieces.sum(axis=1) / np.log(end / start))
 
 
+def first_reaching(x: Array, values: Array, value: float) -> Array:
+    """Return ``(rows,)`` places at which curves first reach ``value``; infinity where they never do.
+
+    Args:
+        x: ``(n,)`` places of the knots, rising.
+        values: ``(rows, n)`` values there; curves are straight in between.
+        value: To reach.
+    """
+    enough = values >= value - EQUAL
+    right = enough.argmax(axis=1)
+    left = np.maximum(right - 1, 0)
+    rows = np.arange(len(right))
+    low, high = values[rows, left], values[rows, right]
+    share = np.where(high > low, (value - low) / np.where(high > low, high - low, 1.0), 1.0)
+    place = np.where(right > left, x[left] + np.clip(share, 0, 1) * (x[right] - x[left]), x[0])
+    return np.where(enough.any(axis=1), place, np.inf)
+
+
 def resampled(m: Measured, rule: Rule, *, resamples: int, seed: int) -> Resampled:
     """Return the curve of one rule and its draws. Equal seeds and problems give equal draws for every model.
 
@@ -90,10 +106,13 @@ def resampled(m: Measured, rule: Rule, *, resamples: int, seed: int) -> Resample
         ValueError: The model has no engine seconds.
     """
     if not m.timed:
-        raise ValueError(f"{m.model}: no completion carries engine seconds, so there is no time budget to map to")
-    weights = problem_weights(len(m.problem_ids), resamples, seed)
-    means = np.fmax.accumulate(weighted_means(m.values[rule], weights), axis=1)
-    return Resampled(m.model, np.array(m.ks, dtype=np.float64), weighted_means(m.seconds_for_one(rule), weights), means)
+        raise ValueError(
+            f"{m.model}: some or all of its completions carry no engine seconds, so there is no time budget to map to"
+        )
+    number = len(m.problem_ids)
+    weights = problem_weights(number, resamples, seed)
+    values, second = (weighted_means(of, weights) for of in (m.values[rule], m.seconds_for_one(rule)))
+    return Resampled(m.model, np.array(m.ks, dtype=np.float64), second, values, number)
 
 
 def all_resampled(measured: Mapping[str, Measured], rule: Rule, *, resamples: int, seed: int) -> list[Resampled]:

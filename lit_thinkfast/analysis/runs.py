@@ -25,7 +25,8 @@ class ModelRun:
     cannot be read: its completions are dropped, with a warning in the log, and it is named in ``removed_problems``.
 
     Attributes:
-        completions: What the model wrote, with engine seconds. Seconds of 0 mean that nobody measured them.
+        completions: What the model wrote, with engine seconds. Seconds of 0 mean that nobody measured them, and a run
+            in which some are 0 counts as not timed.
         verdicts: One verdict for each completion, in any order.
         meta: Run metadata as the generator writes it, shown whole in the report's provenance. Read from it where
             present, at the top or in a nested mapping: ``num_parameters``, ``num_layers``, ``layer_mixers``.
@@ -138,20 +139,24 @@ class ModelRun:
     def asked(self) -> tuple[str, ...]:
         """Ids of all problems that the run spent its time on, also those without a finished sample or a verdict.
 
-        From the metadata, else from ``problems``, where they name every problem that has a completion; else only
-        problems with a completion are known.
+        From ``prompts`` of the metadata where they name every problem that has a completion; else only problems with a
+        completion are known: ``problems`` may be those of a whole set of which the run was given a part.
         """
         sampled = dict.fromkeys([*self.by_problem, *self.removed_problems])
-        for told in (find(self.meta, "prompts"), self.problems):
-            if isinstance(told, Mapping) and sampled.keys() <= told.keys():
-                return tuple(map(str, told))
-        return tuple(sampled)
+        told = find(self.meta, "prompts")
+        asked = dict.fromkeys(map(str, told)) if isinstance(told, Mapping | list | tuple) else {}
+        return tuple(asked if sampled.keys() <= asked.keys() else sampled)
 
     @property
     def unsampled(self) -> tuple[str, ...]:
         """Problems of ``asked`` of which no sample was finished."""
         known = {*self.by_problem, *self.removed_problems}
         return tuple(p for p in self.asked if p not in known)
+
+    @cached_property
+    def num_untimed(self) -> int:
+        """Completions without engine seconds."""
+        return sum(not c.seconds > 0 for c in self.completions)
 
     @property
     def has_scores(self) -> bool:
@@ -190,6 +195,12 @@ class ModelRun:
         """The mixer of each layer, ``attention`` among them, or ``None`` where the metadata does not say."""
         names = find(self.meta, "layer_mixers")
         return [str(name) for name in names] if isinstance(names, list | tuple) and names else None
+
+
+def untimed_in_words(name: str, run: ModelRun) -> str:
+    """Return the name of a run without engine seconds, and of how many of its completions if not of all."""
+    part = run.num_untimed < len(run.completions)
+    return f"{name} ({run.num_untimed} of {len(run.completions)} completions)" if part else name
 
 
 def find(meta: Mapping[str, Any], key: str) -> Any:

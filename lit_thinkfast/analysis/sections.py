@@ -26,9 +26,10 @@ RULE_MEANINGS = {
     "best_of_n": "the answer of the best-scored sample is right",
 }
 FRONT_NOTE = (
-    "The thick line is the best that any model reaches within the time, in the colour of the model that reaches it; "
-    "thin lines are the models by themselves. Markers are numbers of samples that no other choice beats. The band on "
-    "top repeats who is best; it is pale where some model has no finished sample yet or none left."
+    "The thick line is the best model at each time, in its colour; thin lines are the models by themselves, and fall "
+    "where more samples choose worse. Markers are numbers of samples that no other choice beats; as they are picked "
+    "with the values in hand, they are for the eye, and intervals are those of the lines. The band on top repeats who "
+    "is best; it is pale where some model has no finished sample yet or none left."
 )
 
 

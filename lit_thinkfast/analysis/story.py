@@ -178,19 +178,19 @@ def _shared(c: Comparison) -> list[BestAt]:
 def _doubt(c: Comparison) -> str:
     """Return an ending for the headline where no lead of a student at a round budget is clear."""
     wins = [b.margin for b in _shared(c) if b.margin is not None and b.model != c.baseline]
-    return ", but never clearly" if wins and not any(m.low > 0 for m in wins) else ""
+    return ", but never clearly" if wins and not any(m.resolved for m in wins) else ""
 
 
 def _certainty(c: Comparison) -> str:
     shared = _shared(c)
     if not shared:
         return ""
-    wins = [b.margin.low > 0 for b in shared if b.margin is not None and b.model != c.baseline]
-    losses = [b.margin.low > 0 for b in shared if b.margin is not None and b.model == c.baseline]
+    wins = [b.margin.resolved for b in shared if b.margin is not None and b.model != c.baseline]
+    losses = [b.margin.resolved for b in shared if b.margin is not None and b.model == c.baseline]
     return (
         f"Taking {len(shared)} pairs of round budget and rule, students {_times(wins, 'lead')}; {mark(c.baseline)} "
         f"{_times(losses, 'leads')}. Clearly means that the 95{chr(0xA0)}% interval of the paired difference over "
-        f"{c.num_problems} problems is above zero."
+        f"{c.num_problems} problems is above zero and a permutation test gives p below 0.05."
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_thinkfast.analysis.comparison import BestAt, Comparison, compare_models
 from lit_thinkfast.analysis.gain import selection_gains
-from lit_thinkfast.analysis.runs import ModelRun
+from lit_thinkfast.analysis.runs import ModelRun, untimed_in_words
 from lit_thinkfast.analysis.story import tell, unmarked
 from lit_thinkfast.analysis.text import count, duration, percent, points, shorten
 
@@ -46,6 +46,8 @@ def table(runs: Mapping[str, ModelRun] | Comparison) -> Group:
     for fact in columns[0]:
         models.add_row(fact, *(Text(cells[fact]) for cells in columns))
 
+    notes = [Text(note, style="dim") for note in [few_samples(c)] if note]
+
     budgets = Table(title="the best model within a budget of engine time per problem", **looks)
     budgets.add_column("budget", justify="right", no_wrap=True)
     for rule in c.rules:
@@ -54,15 +56,30 @@ def table(runs: Mapping[str, ModelRun] | Comparison) -> Group:
         cells = [_budget_cell(row[rule]) if rule in row else "" for rule in c.rules]
         budgets.add_row(Text(duration(seconds)), *(Text(cell) for cell in cells))
     if len(c.runs) == 1:
-        return Group(models)
+        return Group(models, *notes)
     if not c.timed:
-        untimed = ", ".join(shorten(name, 40) for name, m in c.measured.items() if not m.timed)
-        return Group(models, Text(f"no engine seconds ({untimed}): nothing is said of time", style="dim"))
+        untimed = ", ".join(untimed_in_words(shorten(name, 40), run) for name, run in c.runs.items() if run.num_untimed)
+        return Group(models, *notes, Text(f"no engine seconds ({untimed}): nothing is said of time", style="dim"))
     legend = (
         f"k: samples finished by then. Lead in points over {shorten(c.baseline, 40)} (over the best other where that "
-        "wins); *: its 95 % interval leaves out zero."
+        "wins; none while it has no sample); *: its 95 % interval leaves out zero, and a permutation test gives p "
+        "below 0.05."
     )
-    return Group(models, budgets, Text(legend, style="dim"), Text(unmarked(tell(c).headline), style="bold"))
+    return Group(models, *notes, budgets, Text(legend, style="dim"), Text(unmarked(tell(c).headline), style="bold"))
+
+
+def few_samples(c: Comparison) -> str:
+    """Return a sentence about the problems that are left out for lack of samples; nothing where there are none."""
+    n = len(c.few_samples)
+    if not n:
+        return ""
+    told = ", ".join(shorten(p, 40) for p in c.few_samples[:3]) + (", ..." if n > 3 else "")
+    them, where = ("it", "is") if n == 1 else ("them", "are")
+    short = "the run has" if len(c.runs) == 1 else "some run has"
+    return (
+        f"{n} problem{'s' * (n > 1)} ({told}) {where} left out, since {short} fewer than {c.ks[-1]} samples of {them}; "
+        "only curves by a deadline count " + f"{them}."
+    )
 
 
 def shown_ks(c: Comparison) -> list[int]:

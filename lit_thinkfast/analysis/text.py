@@ -65,9 +65,16 @@ def percent(value: float, digits: int = 1) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.{digits}f}{_GAP}%"
 
 
+def span(low: float, high: float) -> str:
+    """Format the ends of an interval of shares as per cent, without the unit; ``-`` where there is none."""
+    return "-" if math.isnan(low) or math.isnan(high) else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def points(value: float, digits: int = 1) -> str:
-    """Format a difference of shares as signed percentage points, without the unit."""
-    return f"{100 * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    """Format a difference of shares as signed percentage points, without the unit; ``-`` for NaN."""
+    if math.isnan(value):
+        return "-"
+    return f"{round(100 * value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:

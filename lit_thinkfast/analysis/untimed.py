@@ -68,6 +68,8 @@ def _headline(tops: dict[Rule, list[BudgetPoint]], last: int) -> str:
 
 def _apart(ranked: list[BudgetPoint]) -> str:
     first, second = ranked[:2]
+    if math.isnan(first.low):
+        return "Of one problem there are no intervals."
     if first.low > second.high:
         return "The intervals of the first two do not overlap."
     return "The intervals of the first two overlap."

@@ -2,20 +2,27 @@
 
 Problems are the unit: the samples of a problem belong together, so a bootstrap draws whole problems (a cluster
 bootstrap), and two models that answered the same problems are compared problem by problem (what is hard for both
-cancels out). Values are what the estimators return with ``reduction="none"``; NaN marks a problem without a value,
-which resampling leaves out. What the choice of problems leaves uncertain contains the noise of the samples drawn.
+cancels out). Values are what the estimators return with ``reduction="none"``, shares between 0 and 1; NaN marks a
+problem without a value, which resampling leaves out. What the choice of problems leaves uncertain contains the noise of
+the samples drawn.
+
+Resampling cannot vary what is the same for every problem, and would be sure of it however few they are. Of one problem
+there is no interval, and where all have the same value Wilson's bound takes over (:func:`widened`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
+EQUAL = 1e-9
+"""Values of a problem this close are equal: they are sums of many terms, added in some order."""
 _CELLS = 8_000_000
 """Numbers held at once while signs are flipped."""
 
@@ -33,9 +40,10 @@ class PairedDifference(NamedTuple):
 
     Attributes:
         difference: Mean over problems.
-        low: Lower end of the central interval.
+        low: Lower end of the central interval; NaN for a single problem.
         high: Upper end.
-        p_value: Two-sided; twice the share of resamples on the far side of zero.
+        p_value: Two-sided; twice the share of resamples on the far side of zero, but never below what coins allow:
+            :math:`2 / 2^m` where m problems tell the two apart.
         problems: Problems behind it.
     """
 
@@ -47,24 +55,74 @@ class PairedDifference(NamedTuple):
 
 
 def bootstrap_interval(values: Array, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Return the means over problems of ``(problems, ...)`` values with percentile bootstrap intervals.
+    """Return the means over problems of ``(problems, ...)`` shares with percentile bootstrap intervals.
 
     Args:
-        values: ``(problems, ...)``, for example a curve over k for each problem; NaN is left out.
+        values: ``(problems, ...)`` from 0 to 1, for example a curve over k for each problem; NaN is left out.
         resamples: Bootstrap draws, shared by all columns.
         seed: Of the draws. Equal seeds give equal draws, so curves of one set of problems are comparable.
         level: Share of the draws inside.
 
-    >>> bootstrap_interval(np.array([[1.0], [1.0], [1.0]])).low
-    array([1.])
+    >>> round(float(bootstrap_interval(np.ones(12)).low), 2)  # all of 12 are solved: not sure that all of any are
+    0.76
     """
     values = np.asarray(values, dtype=np.float64)
     table = values.reshape(len(values), -1)
-    mean = weighted_means(table, np.ones((1, len(table))))[0]
-    low, high = interval(
-        weighted_means(table, resample_weights(len(table), resamples=resamples, seed=seed)), level=level
-    )
-    return Interval(*(ends.reshape(values.shape[1:]) for ends in (mean, low, high)))
+    found = share_intervals(table, resample_weights(len(table), resamples=resamples, seed=seed), level=level)
+    return Interval(*(np.asarray(ends).reshape(values.shape[1:]) for ends in found))
+
+
+def share_intervals(values: Array, weights: Array, *, level: float = 0.95) -> tuple[Array, Array, Array]:
+    """Return the means over problems of ``(problems, n)`` shares and both ends of their intervals, each ``(n,)``.
+
+    Args:
+        values: Shares from 0 to 1; NaN is left out.
+        weights: ``(resamples, problems)``, as :func:`resample_weights` draws them.
+        level: Share of the draws inside.
+    """
+    mean = weighted_means(values, np.ones((1, len(values))))[0]
+    low, high = interval(weighted_means(values, weights), level=level)
+    return mean, *widened(values, low, high, least=0.0, level=level)
+
+
+def difference_interval(difference: Array, draws: Array, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the ends of the interval of the mean of ``(problems,)`` differences of shares, whose draws are given.
+
+    Args:
+        difference: From -1 to 1.
+        draws: ``(resamples,)`` means, or what else was resampled with the problems.
+        level: Share of the draws inside.
+    """
+    low, high = widened(difference[:, None], *interval(draws[:, None], level=level), least=-1.0, level=level)
+    return float(low[0]), float(high[0])
+
+
+def widened(values: Array, low: Array, high: Array, *, least: float, level: float = 0.95) -> tuple[Array, Array]:
+    r"""Return ends of intervals that are NaN of one problem, and no less than Wilson's where all values are equal.
+
+    If all n problems have the value v, up to :math:`u = z^2 / (n + z^2)` of all problems may be otherwise: the upper
+    end of the interval for a share of which none of n was seen (Wilson, J. Am. Stat. Assoc. 22, 1927). They may have
+    any value from ``least`` to 1, so the mean lies between :math:`(1 - u) v + u \cdot least` and
+    :math:`(1 - u) v + u`. For shares that are all 0 or all 1 these are Wilson's ends.
+
+    Args:
+        values: ``(problems, n)``; NaN is left out.
+        low: ``(n,)`` lower ends.
+        high: Upper ends.
+        least: The smallest value there can be: 0 for shares, -1 for differences of shares.
+        level: Of the interval.
+    """
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    top, bottom = np.where(known, values, -np.inf).max(axis=0), np.where(known, values, np.inf).min(axis=0)
+    with np.errstate(invalid="ignore"):
+        same = (n > 1) & (top - bottom <= EQUAL)
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    other = z**2 / (n + z**2)
+    kept = (1 - other) * np.where(same, top, 0.0)
+    low = np.where(same, np.minimum(low, kept + other * least), low)
+    high = np.where(same, np.maximum(high, kept + other), high)
+    return np.where(n > 1, low, np.nan), np.where(n > 1, high, np.nan)
 
 
 def paired_bootstrap(
@@ -82,22 +140,24 @@ def paired_bootstrap(
     Raises:
         ValueError: Shapes differ, or no problem has both values.
 
-    >>> paired_bootstrap(np.array([0.5, 1.0, 0.75]), np.array([0.25, 0.75, 0.5])).low
+    >>> paired_bootstrap(np.array([0.5, 1.0, 0.75]), np.array([0.25, 0.75, 0.5])).p_value  # 2 / 2**3
     0.25
     """
     difference = _paired(a, b)
     draws = resample_weights(len(difference), resamples=resamples, seed=seed) @ difference / len(difference)
-    low, high = interval(draws[:, None], level=level)
     tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-    p_value = min(1.0, 2 * (1 + tail) / (1 + resamples))
-    return PairedDifference(float(difference.mean()), float(low[0]), float(high[0]), p_value, len(difference))
+    floor = 2.0 ** (1 - int(np.count_nonzero(difference)))
+    p_value = min(1.0, max(floor, 2 * (1 + tail) / (1 + resamples)))
+    ends = difference_interval(difference, draws, level=level)
+    return PairedDifference(float(difference.mean()), *ends, p_value, len(difference))
 
 
 def paired_permutation_test(a: Array, b: Array, *, permutations: int = 10_000, seed: int = 0) -> float:
     """Return the two-sided p-value that the mean of ``a - b`` is zero, by swapping the models on random problems.
 
-    If the models do not differ, the sign of each problem's difference is a coin. All signs are tried where that takes
-    at most ``permutations``; otherwise as many are drawn, and the observed one counts among them (p is never 0).
+    If the models do not differ, the sign of each problem's difference is a coin; problems that are equal have none. All
+    signs are tried where that takes at most ``permutations``; otherwise as many are drawn, and the observed one counts
+    among them (p is never 0).
 
     Args:
         a: ``(problems,)`` values of one model.
@@ -164,8 +224,10 @@ def weighted_means(values: Array, weights: Array) -> Array:
 
 def interval(draws: Array, *, level: float = 0.95) -> tuple[Array, Array]:
     """Return the ends of the central interval over ``(resamples, n)`` draws, each ``(n,)``; NaN draws are left out."""
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    known = ~np.isnan(draws).all(axis=0)
+    ends = np.full((2, draws.shape[1]), np.nan)
+    ends[:, known] = np.nanquantile(draws[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends[0], ends[1]
 
 
 def _paired(a: Array, b: Array) -> Array:
@@ -176,4 +238,4 @@ def _paired(a: Array, b: Array) -> Array:
     difference = difference[np.isfinite(difference)]
     if not len(difference):
         raise ValueError(f"none of the {len(a)} problems has a value from both models; compare them on common problems")
-    return difference
+    return np.where(np.abs(difference) > EQUAL, difference, 0.0)

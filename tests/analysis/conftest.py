@@ -72,6 +72,7 @@ def put_on_clock(run: ModelRun, *, slots: int = 4, budget: float | None = None, 
         completions=completions,
         verdicts=[verdicts[c.problem_id, c.sample] for c in completions],
         problems={p.id: p for p in asked},
+        meta={**run.meta, "prompts": {p.id: "hash" for p in asked}},
     )
 
 

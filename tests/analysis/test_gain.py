@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_thinkfast.analysis import build_report, compare_models, measure, selection_gains
-from lit_thinkfast.metrics.statistics import resample_weights
+from lit_thinkfast.metrics.statistics import paired_permutation_test, resample_weights
 
 
 def test_gains_equal_a_loop_over_resampled_problems(run_maker):
@@ -23,6 +23,8 @@ def test_gains_equal_a_loop_over_resampled_problems(run_maker):
         weights = resample_weights(len(value), resamples=60, seed=2)
         draws = [np.repeat(value, w).mean() - np.repeat(other, w).mean() for w in weights.astype(int)]
         assert [gain.low, gain.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]))
+        assert gain.p_value == paired_permutation_test(value, other, permutations=2000, seed=2)
+        assert gain.resolved == ((gain.low > 0 or gain.high < 0) and gain.p_value < 0.05)
 
 
 def test_a_perfect_reward_model_turns_a_vote_into_coverage(run_maker):
@@ -32,6 +34,20 @@ def test_a_perfect_reward_model_turns_a_vote_into_coverage(run_maker):
     best = next(g for g in selection_gains(m) if (g.rule, g.over) == ("best_of_n", "one sample"))
     assert best.difference == pytest.approx((m.values["coverage"][:, -1] - m.values["coverage"][:, 0]).mean())
     assert best.low > 0
+
+
+@pytest.mark.parametrize("problems", [1, 4])
+def test_gains_on_few_problems_are_not_clear(run_maker, problems):
+    run = run_maker(problems=problems, skill=0.5)
+    truth = [
+        dataclasses.replace(v, outcome="correct" if v.sample == 0 else "incorrect", score=float(v.sample == 0))
+        for v in run.verdicts
+    ]
+    gains = selection_gains(measure({"m": dataclasses.replace(run, verdicts=truth)})["m"])
+    best = next(g for g in gains if (g.rule, g.over) == ("best_of_n", "one sample"))
+    assert best.difference == pytest.approx(7 / 8)
+    assert np.isnan(best.low) if problems == 1 else best.low < best.difference
+    assert not best.resolved
 
 
 def test_without_scores_there_are_none(run_maker):

@@ -1,6 +1,7 @@
 """Groups against measuring the group alone."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -44,16 +45,21 @@ def test_values_of_a_group_are_those_of_measuring_it_alone(graded, by):
             assert (g.value, g.low, g.high, g.num_problems) == pytest.approx((p.value, p.low, p.high, len(members)))
 
 
-def test_a_k_that_a_group_has_no_samples_for_is_left_out(graded):
-    few = {f"p{i}" for i in range(0, 12, 3)}
+def test_every_k_of_a_group_is_of_the_same_problems(graded):
+    few = {"p0", "p3", "p6"}  # of p9, that is of one of its group, there are enough samples
     teacher = graded["teacher"]
     kept = [
         (c, v) for pairs in teacher.by_problem.values() for c, v in pairs if c.problem_id not in few or c.sample < 3
     ]
     short = dataclasses.replace(teacher, completions=[c for c, _ in kept], verdicts=[v for _, v in kept])
-    found = compare_models({**graded, "teacher": short}, ks=[1, 2, 3, 4, 6, 8], resamples=20).groups("level")
-    assert {g.k for g in found if (g.group, g.model) == ("10", "teacher")} == {1, 2, 3}
-    assert {g.k for g in found if (g.group, g.model) == ("10", "student")} == {1, 2, 3, 4, 6, 8}
+    ks = [1, 2, 3, 4, 6, 8]
+    found = compare_models({**graded, "teacher": short}, ks=ks, resamples=20).groups("level")
+    for name in graded:
+        own = [g for g in found if (g.group, g.model, g.rule) == ("10", name, "coverage")]
+        assert [(g.k, g.num_problems) for g in own] == [(k, 1) for k in ks]
+        assert all(math.isnan(g.low) and math.isnan(g.high) for g in own)  # of one problem
+    full = [g for g in found if (g.group, g.rule, g.k) == ("2", "coverage", 8)]
+    assert all(g.low < g.high for g in full)
 
 
 def test_nothing_known_gives_no_groups(runs):

@@ -28,7 +28,7 @@ def made(model, seed, *, second, skill, ks=(1, 2, 4, 8), problems=15):
 def curve(m, rows):
     """The curve of some problems as knots, by hand."""
     second = m.sample_seconds[rows].mean()
-    return second * np.array(m.ks), np.maximum.accumulate(m.values["coverage"][rows].mean(axis=0))
+    return second * np.array(m.ks), m.values["coverage"][rows].mean(axis=0)
 
 
 def naive_draws(n, statistic, *, seed=0):
@@ -44,11 +44,11 @@ def ends(draws):
 
 def naive_reach(m, rows, value):
     t, v = curve(m, rows)
-    if v[-1] < value:
+    if v.max() < value:
         return np.inf
     if v[0] >= value:
         return t[0]
-    dense = np.linspace(t[0], t[-1], 50_001)
+    dense = np.sort(np.concatenate([np.linspace(t[0], t[-1], 50_001), t]))  # with the tops of peaks
     return dense[np.argmax(np.interp(dense, t, v) >= value)]
 
 
@@ -57,7 +57,7 @@ def naive_overtaking(first, second, rows):
     start, end = max(t1[0], t2[0]), min(t1[-1], t2[-1])
     if start > end:
         return np.nan
-    dense = np.linspace(start, end, 50_001)
+    dense = np.linspace(start, end, 200_001)
     ahead = np.interp(dense, t2, v2) - np.interp(dense, t1, v1) > 1e-12
     if not ahead[-1]:
         return np.inf
@@ -137,14 +137,37 @@ def test_speedup_equals_a_loop(seed):
 
 
 def test_one_crossing_computed_by_hand():
-    ids = ("a",)
-    fast = Measured("fast", ids, (1, 2, 4), np.array([1.0]), 0.0, {"coverage": np.array([[0.4, 0.5, 0.7]])})
-    slow = Measured("slow", ids, (1, 2, 4), np.array([2.0]), 0.0, {"coverage": np.array([[0.4, 0.8, 0.8]])})
+    ids, two = ("a", "b"), np.ones((2, 1))
+    fast = Measured("fast", ids, (1, 2, 4), np.full(2, 1.0), 0.0, {"coverage": two * [[0.4, 0.5, 0.7]]})
+    slow = Measured("slow", ids, (1, 2, 4), np.full(2, 2.0), 0.0, {"coverage": two * [[0.4, 0.8, 0.8]]})
     (only,) = crossings({"fast": fast, "slow": slow}, "coverage", resamples=5)
     assert (only.first, only.second) == ("fast", "slow")
     assert (only.seconds, only.low, only.high) == pytest.approx((3.0, 3.0, 3.0))
     same = dataclasses.replace(fast, model="same")
     assert crossings({"fast": fast, "same": same}, "coverage", resamples=5) == []
+    for area in areas({"fast": fast, "slow": slow}, "coverage", resamples=5):  # two problems, which are alike
+        assert area.low < area.value - 0.1 < area.value + 0.1 < area.high
+
+
+def test_of_one_problem_nothing_has_an_interval():
+    measured = {
+        name: Measured(name, ("a",), (1, 2, 4), np.array([second]), 0.0, {"coverage": np.array([values])})
+        for name, second, values in (("fast", 1.0, [0.4, 0.5, 0.7]), ("slow", 2.0, [0.4, 0.8, 0.8]))
+    }
+    found = find_landmarks(measured, ["coverage"], "slow", resamples=20)
+    every = [*found.reach, *found.crossings, *found.areas, *found.speedups]
+    assert all((found.reach, found.crossings, found.areas, found.speedups))
+    assert all(math.isnan(x.low) and math.isnan(x.high) for x in every)
+
+
+def test_a_curve_that_falls_reaches_what_its_peak_has():
+    ids, rise = ("a", "b"), np.ones((2, 1)) * [[0.4, 0.8, 0.5]]
+    measured = {"m": Measured("m", ids, (1, 2, 4), np.ones(2), 0.0, {"majority": rise})}
+    (found,) = time_to_reach(measured, "majority", 0.6, resamples=5)
+    assert found.seconds == pytest.approx(1.5)
+    curve = resampled(measured["m"], "majority", resamples=1, seed=0)
+    assert curve.at(np.array([[3.0]]))[0, 0] == pytest.approx(0.65)
+    assert find_landmarks(measured, ["majority"], "m", resamples=5).reach[-1].value == 0.8
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -52,8 +52,7 @@ def test_winners_equal_brute_force_at_random_times(seed):
         own = models[model]
         if seconds < own[0].seconds:
             return -math.inf
-        best = np.maximum.accumulate([p.value for p in own])
-        return float(np.interp(seconds, [p.seconds for p in own], best))
+        return float(np.interp(seconds, [p.seconds for p in own], [p.value for p in own]))
 
     assert stretches[0].start == min(p.seconds for p in points)
     assert stretches[-1].end == max(p.seconds for p in points)
@@ -93,3 +92,5 @@ def test_seconds_to_reach_interpolates_and_knows_never():
     points = [point("m", 1, 1.0, 0.2), point("m", 2, 2.0, 0.6), point("n", 1, 5.0, 0.3)]
     assert seconds_to_reach(points, "coverage", 0.4) == {"m": pytest.approx(1.5), "n": math.inf}
     assert seconds_to_reach(points, "coverage", 0.1) == {"m": 1.0, "n": 5.0}
+    falls = [point("m", 1, 1.0, 0.2), point("m", 2, 2.0, 0.6), point("m", 4, 4.0, 0.3)]
+    assert seconds_to_reach(falls, "coverage", 0.5) == {"m": pytest.approx(1.75)}

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lit_thinkfast.analysis import ModelRun, build_report, compare_models, table
+from lit_thinkfast.analysis import ModelRun, build_report, compare_models, latex_table, markdown_summary, table
 from lit_thinkfast.analysis.page import page as page_around
 from lit_thinkfast.analysis.story import tell, unmarked
 from lit_thinkfast.generation.benchmark import DecodePoint
@@ -167,7 +167,7 @@ def test_headline_doubts_leads_that_are_not_clear(run_maker):
     c = compare_models(few)
     wins = [b.margin for b in c.best if b.model == "student" and not b.short_of_samples and b.margin is not None]
     assert wins
-    assert all(m.low <= 0 for m in wins)
+    assert not any(m.resolved for m in wins)
     assert unmarked(tell(c).headline).endswith(", but never clearly")
 
 
@@ -201,6 +201,48 @@ def test_best_at_budgets_agrees_with_the_curves(runs):
         assert b.value >= min(stretch.start_value, stretch.end_value) - 1e-9
         if b.margin is not None:
             assert b.margin.difference >= -1e-9
+
+
+def test_of_one_problem_no_interval_is_shown(run_maker, clocked, tmp_path):
+    for timed in (True, False):
+        both = {"teacher": clocked(run_maker(problems=1)), "student": clocked(run_maker(problems=1, seed=1))}
+        if not timed:
+            both = {
+                name: dataclasses.replace(
+                    run, completions=[dataclasses.replace(c, seconds=0.0) for c in run.completions]
+                )
+                for name, run in both.items()
+            }
+        c = compare_models(both, resamples=20)
+        shown = shown_text(build_report(c, tmp_path / f"{timed}.html")) + latex_table(c) + markdown_summary(c)
+        assert not re.search(r"\bnan\b", shown)
+        assert "1 problem is few" in shown
+        assert not any(b.margin is not None and b.margin.resolved for b in c.best)
+
+
+def test_problems_left_out_for_lack_of_samples_are_on_the_page(runs, tmp_path):
+    whole = runs["teacher"]
+    cut = [c for c in whole.completions if (c.problem_id, c.sample) != ("p3", 7)]
+    verdicts = [v for v in whole.verdicts if (v.problem_id, v.sample) != ("p3", 7)]
+    c = compare_models({**runs, "teacher": dataclasses.replace(whole, completions=cut, verdicts=verdicts)}, ks=[1, 8])
+    assert c.few_samples == ("p3",)
+    shown = shown_text(build_report(c, tmp_path / "r.html"))
+    told = "1 problem (p3) is left out, since some run has fewer than 8 samples of it"
+    assert told in shown
+    assert "of the same 11 problems" in shown
+    assert told.split(", ")[1] in markdown_summary(c)
+
+
+def test_there_is_no_lead_over_a_baseline_that_has_no_sample_yet(run_maker):
+    slow = run_maker(seconds=100.0, skill=0.9)
+    every = {"teacher": slow, "good": run_maker(skill=0.8, seed=1), "bad": run_maker(skill=0.1, seed=2)}
+    c = compare_models(every, baseline="teacher", rules=["coverage"], resamples=50)
+    early = [b for b in c.best if b.seconds < c.measured["teacher"].sample_seconds.mean()]
+    assert early
+    assert all(b.margin is None for b in early)  # not a lead over the other student
+    for b in c.best:
+        if b.margin is not None:
+            assert "teacher" in (b.margin.first, b.margin.second)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from lit_thinkfast.metrics.statistics import (
     bootstrap_interval,
+    difference_interval,
     interval,
     paired_bootstrap,
     paired_permutation_test,
@@ -84,6 +85,49 @@ def test_no_difference_has_no_significance():
     assert paired_bootstrap(a, a).p_value == 1.0
     assert paired_permutation_test(a, a) == 1.0
     assert sign_test(a, a) == 1.0
+
+
+@pytest.mark.parametrize("n", [2, 5, 40])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_all_problems_have_is_not_certain(n, share):
+    """Wilson's interval by its definition: the shares from which the observed one is z standard errors away."""
+    z = 1.959963984540054
+    found = bootstrap_interval(np.full((n, 2), share))
+    inner = float(found.low[0]) if share else float(found.high[0])
+    assert abs(share - inner) == pytest.approx(z * math.sqrt(inner * (1 - inner) / n))
+    assert (found.high if share else found.low).tolist() == pytest.approx([share, share])
+
+
+def test_equal_differences_may_be_otherwise_in_either_direction():
+    z2, n = 1.959963984540054**2, 8
+    for d in (-1.0, 0.0, 0.3, 1.0):
+        found = paired_bootstrap(np.full(n, max(d, 0.0)), np.full(n, max(-d, 0.0)))
+        unseen = z2 / (n + z2)
+        assert (found.low, found.high) == pytest.approx((d * (1 - unseen) - unseen, d * (1 - unseen) + unseen))
+    varied = np.array([0.0, 0.1, 0.4])
+    assert difference_interval(varied, np.linspace(0, 1, 41)) == pytest.approx((0.025, 0.975))  # those of the draws
+
+
+def test_one_problem_has_no_interval():
+    found = bootstrap_interval(np.array([[0.5, math.nan], [math.nan, math.nan]]))
+    assert found.mean[0] == 0.5
+    assert np.isnan([*found.low, *found.high]).all()
+    alone = paired_bootstrap(np.array([1.0]), np.array([0.0]))
+    assert math.isnan(alone.low)
+    assert math.isnan(alone.high)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 9])
+def test_the_bootstrap_is_never_surer_than_coins(n):
+    a, b = np.concatenate([np.ones(n), np.full(20, 0.5)]), np.concatenate([np.zeros(n), np.full(20, 0.5)])
+    found = paired_bootstrap(a, b)
+    assert found.p_value >= paired_permutation_test(a, b) == 2 / 2**n
+
+
+def test_the_noise_of_floats_is_no_difference():
+    a, b = np.full(10, 0.1 + 0.2), np.full(10, 0.3)
+    assert (a != b).all()
+    assert (sign_test(a, b), paired_permutation_test(a, b), paired_bootstrap(a, b).p_value) == (1.0, 1.0, 1.0)
 
 
 def test_problems_without_a_value_of_both_are_left_out():
