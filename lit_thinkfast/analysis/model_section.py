@@ -11,7 +11,7 @@ from lit_thinkfast.analysis.provenance import source
 from lit_thinkfast.analysis.runs import ModelRun
 from lit_thinkfast.analysis.style import ModelStyle
 from lit_thinkfast.analysis.table import attention_layers
-from lit_thinkfast.analysis.text import count, dollars, duration, escape, factor, percent, shorten
+from lit_thinkfast.analysis.text import count, dollars, duration, escape, factor, percent, shorten, whole
 from lit_thinkfast.records import Outcome
 
 _ONE_ROW = 40
@@ -76,7 +76,7 @@ def _facts(c: Comparison, name: str) -> dict[str, str]:
     facts = {
         "parameters": "not recorded" if run.num_parameters is None else count(run.num_parameters),
         "attention layers": attention_layers(run) if run.layer_mixers else "not recorded",
-        "tokens a sample": f"{run.tokens_per_completion:.0f}",
+        "tokens a sample": whole(run.tokens_per_completion),
     }
     if c.measured[name].timed:
         base = c.measured[c.baseline]
@@ -84,7 +84,7 @@ def _facts(c: Comparison, name: str) -> dict[str, str]:
         facts["time a sample"] = duration(own)
         if other:
             facts["speed over baseline"] = factor(float(base.sample_seconds.mean()) / own)
-        facts["tokens a second"] = f"{run.tokens_per_completion / run.seconds_per_sample:,.0f}"
+        facts["tokens a second"] = whole(run.tokens_per_completion / run.seconds_per_sample)
         if name in c.prices:
             facts["1,000 samples cost"] = dollars(c.dollars(name, 1000 * own))
     else:

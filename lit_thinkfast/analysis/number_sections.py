@@ -26,6 +26,7 @@ from lit_thinkfast.analysis.text import (
     points,
     shorten,
     span,
+    whole,
 )
 from lit_thinkfast.records import Rule
 
@@ -187,7 +188,7 @@ def values_section(c: Comparison, styles: Mapping[str, ModelStyle]) -> str:
             f'<th scope="row">{chip(name, styles)}</th>',
             f"<td>{'-' if run.num_parameters is None else count(run.num_parameters)}</td>",
             f"<td>{attention_layers(run)}</td>",
-            f"<td>{run.tokens_per_completion:.0f}</td>",
+            f"<td>{whole(run.tokens_per_completion)}</td>",
             f"<td>{duration(float(c.measured[name].sample_seconds.mean()))}</td>",
         ]
         for key in keys:

@@ -39,6 +39,7 @@ class Origin:
         git: Commit, and whether files differed from it.
         grader: Who told right from wrong.
         reward_model: Who scored.
+        taken_from: The file of another program that the completions were read from, where they were.
     """
 
     run: str
@@ -56,6 +57,7 @@ class Origin:
     git: str
     grader: str
     reward_model: str
+    taken_from: str
 
 
 LABELS = {
@@ -73,6 +75,7 @@ LABELS = {
     "git": "git",
     "grader": "graded by",
     "reward_model": "scored by",
+    "taken_from": "taken from",
 }
 
 
@@ -86,12 +89,13 @@ def origin(name: str, run: ModelRun) -> Origin:
     meta = run.meta
     counts = [len(samples) for samples in run.by_problem.values()]
     own_sets = find(meta, "problems")
+    taken = find(meta, "taken_from")
     return Origin(
         run=name,
         model=_told(find(meta, "model") or {c.model for c in run.completions if c.model}),
         problems=f"{len(counts)}" + (f" of {shorten(str(own_sets), 60)}" if own_sets else ""),
         samples=str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}",
-        seeds=_told({c.seed for c in run.completions}),
+        seeds=_told({c.seed for c in run.completions} if taken is None else None),
         sampling=_sampling(meta),
         device=_told(_everywhere(meta, "device_name") or _everywhere(meta, "device")),
         threads=_told(_everywhere(meta, "threads")),
@@ -102,6 +106,7 @@ def origin(name: str, run: ModelRun) -> Origin:
         git=_git(meta),
         grader=_told({v.grader for v in run.verdicts if v.grader}),
         reward_model=_told({v.reward_model for v in run.verdicts if v.reward_model}, missing="nobody"),
+        taken_from=_file(taken) if taken is not None else "our sampler" if _sessions(meta) else MISSING,
     )
 
 
@@ -144,6 +149,13 @@ def benchmark_source(benchmark: Sequence[DecodePoint], meta: Mapping[str, Any]) 
     bare = {"device", "dates", "versions"}
     told = [value if name in bare and value != MISSING else f"{name} {value}" for name, value in facts.items()]
     return "; ".join([f"decode benchmark of {models}", *told])
+
+
+def _file(taken: Any) -> str:
+    """Return the name, layout and first digits of the hash of a file of another program."""
+    if not isinstance(taken, Mapping):
+        return MISSING
+    return _told(f"{taken.get('name')} ({taken.get('layout')}, SHA-256 {str(taken.get('sha256'))[:12]})")
 
 
 def _told(values: Any, *, missing: str = MISSING) -> str:

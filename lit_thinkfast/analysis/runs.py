@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -170,7 +171,8 @@ class ModelRun:
 
     @property
     def tokens_per_completion(self) -> float:
-        return sum(c.num_tokens for c in self.completions) / len(self.completions)
+        """Tokens of a completion, the mean; NaN where nobody counted them."""
+        return (sum(c.num_tokens for c in self.completions) or math.nan) / len(self.completions)
 
     @property
     def seconds_per_sample(self) -> float:

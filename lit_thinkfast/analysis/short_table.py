@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lit_thinkfast.analysis.comparison import Comparison
 from lit_thinkfast.analysis.table import attention_layers, shown_ks
-from lit_thinkfast.analysis.text import count, duration
+from lit_thinkfast.analysis.text import count, duration, whole
 from lit_thinkfast.records import Rule
 
 COLUMNS = {"coverage": "coverage", "majority": "majority", "weighted_best_of_n": "weighted", "best_of_n": "best-of-N"}
@@ -65,7 +65,7 @@ def short_table(c: Comparison) -> ShortTable:
         facts = (
             "-" if run.num_parameters is None else count(run.num_parameters),
             attention_layers(run),
-            f"{run.tokens_per_completion:.0f}",
+            whole(run.tokens_per_completion),
             duration(seconds),
         )
         cells = []

@@ -9,7 +9,7 @@ from lit_thinkfast.analysis.comparison import BestAt, Comparison, compare_models
 from lit_thinkfast.analysis.gain import selection_gains
 from lit_thinkfast.analysis.runs import ModelRun, untimed_in_words
 from lit_thinkfast.analysis.story import tell, unmarked
-from lit_thinkfast.analysis.text import count, duration, percent, points, shorten
+from lit_thinkfast.analysis.text import count, duration, percent, points, shorten, whole
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -100,7 +100,7 @@ def model_cells(c: Comparison, name: str) -> dict[str, str]:
     return {
         "parameters": "-" if run.num_parameters is None else count(run.num_parameters),
         "attention layers": attention_layers(run),
-        "tokens per completion": f"{run.tokens_per_completion:.0f}",
+        "tokens per completion": whole(run.tokens_per_completion),
         "engine time per sample": duration(float(c.measured[name].sample_seconds.mean())),
         **values,
         **{

@@ -122,6 +122,11 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def whole(number: float) -> str:
+    """Format a number without decimals; ``-`` for NaN."""
+    return "-" if math.isnan(number) else f"{number:,.0f}"
+
+
 def memory(number: float) -> str:
     """Format bytes in decimal units."""
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
