@@ -12,14 +12,18 @@ Written after the code of search-and-learn (6f81cac), NeMo-Skills (``evaluation/
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_thinkfast.records import Completion, FinishReason, Problem, RecordError, decoded, from_json, parse_object
+
+_log = logging.getLogger(__name__)
 
 Layout = Literal["native", "search-and-learn", "nemo-skills", "lm-eval", "openai-batch"]
 
@@ -120,6 +124,11 @@ class _Line:
                 return self._typed(self.values[name], kind, name)
         raise RecordError(f"{self.where}: no {' or '.join(map(repr, names))}; is this file of another layout?")
 
+    def named(self, prefix: str, *names: str) -> str:
+        """Return the problem's name, or one made of its line where there is none."""
+        found = (self.values[name] for name in names if self.values.get(name) is not None)
+        return str(next(found, f"{prefix}/{self.number}"))
+
     def part(self, name: str) -> _Line:
         """Return the object under ``name``."""
         return _Line(self.get(dict, name), self.where, self.number)
@@ -147,7 +156,7 @@ def _native(files: list[Path]) -> Iterator[_Sample]:
 def _search_and_learn(files: list[Path]) -> Iterator[_Sample]:
     """One line a problem, with lists of completions, scores of steps, and counts of tokens."""
     for line in _lines(files):
-        problem = _problem(line, line.values.get("unique_id", f"search-and-learn/{line.number}"), "answer", "math500")
+        problem = _problem(line, line.named("search-and-learn", "unique_id"), "answer", "math500")
         texts = line.get(list, "completions")
         scores, counts = line.maybe(list, "scores"), line.maybe(list, "completion_tokens")
         for name, values in (("scores", scores), ("completion_tokens", counts)):
@@ -163,8 +172,7 @@ def _nemo_skills(files: list[Path]) -> Iterator[_Sample]:
     """One line a problem and one file a seed, in the order of their numbers."""
     for sample, file in enumerate([f for f in files if "-rs" in f.stem] or files):
         for line in _lines([file]):
-            name = line.values.get("id", line.values.get("problem_id", f"nemo-skills/{line.number}"))
-            problem = _problem(line, name, "expected_answer", "")
+            problem = _problem(line, line.named("nemo-skills", "id", "problem_id"), "expected_answer", "")
             reward = line.maybe(float, "reward_model_score")
             made = _completion(
                 line,
@@ -190,7 +198,7 @@ def _lm_eval(files: list[Path]) -> Iterator[_Sample]:
             texts = responses[0] if responses and isinstance(responses[0], list) else responses
             problem = Problem(
                 f"{task}/{line.values.get('doc_id', line.number)}",
-                doc.get(str, "question", "problem", "query", "input"),
+                doc.get(str, "question", "problem", "Problem", "query", "input"),
                 extract_answer(target) or target,
                 source="gsm8k" if task.startswith("gsm8k") else task,
                 level=_level(doc.values.get("level")),
@@ -202,12 +210,18 @@ def _lm_eval(files: list[Path]) -> Iterator[_Sample]:
 
 def _openai_batch(files: list[Path]) -> Iterator[_Sample]:
     """One line a request; ``custom_id`` is the problem, with ``#`` and the sample's number where it was asked often."""
+    failed = []
     for line in _lines(files):
         name = line.get(str, "custom_id")
-        body = line.part("response").maybe(dict, "body") or {}
+        response = line.maybe(dict, "response") or {}
+        body: dict[str, Any] = found if isinstance(found := response.get("body"), dict) else {}
+        error = line.values.get("error") or body.get("error") or (None if response else "no response")
+        if error is not None:
+            failed.append((line.where, str(error)[:120]))
+            continue
         choices = body.get("choices")
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise RecordError(f"{line.where}: the response holds no choices ({str(line.values.get('error'))[:80]})")
+            raise RecordError(f"{line.where}: the response holds no choices")
         problem, mark, first = name.rpartition("#")
         if not mark or not first.isdecimal():
             problem, first = name, "0"
@@ -228,6 +242,8 @@ def _openai_batch(files: list[Path]) -> Iterator[_Sample]:
             yield _Sample(
                 line.where, dataclasses.replace(made, num_prompt_tokens=prompt, model=str(body.get("model") or ""))
             )
+    if failed:
+        _log.warning("%d requests have failed and are left out, the first at %s (%s)", len(failed), *failed[0])
 
 
 _READERS: dict[str, Callable[[list[Path]], Iterator[_Sample]]] = {
@@ -285,9 +301,9 @@ def _lines(files: Iterable[Path]) -> Iterator[_Line]:
         yield _Line(parse_object(text, where), where, number)
 
 
-def _problem(line: _Line, name: Any, gold: str, source: str) -> Problem:
+def _problem(line: _Line, name: str, gold: str, source: str) -> Problem:
     return Problem(
-        str(name),
+        name,
         line.get(str, "problem", "question"),
         line.get(str, gold),
         line.maybe(str, "solution"),
@@ -300,7 +316,7 @@ def _problem(line: _Line, name: Any, gold: str, source: str) -> Problem:
 def _level(value: Any) -> int | None:
     """Return 3 for 3 and for "Level 3"."""
     word = str(value).split()[-1:] if value is not None else []
-    return int(word[0]) if word and word[0].isdecimal() else None
+    return int(word[0]) if word and re.fullmatch("[0-9]{1,3}", word[0]) else None
 
 
 def _completion(

@@ -43,6 +43,13 @@ def write_bundle(
         All paths, the page first.
     """
     c = with_problems(comparison, problems)
+    texts = {  # made before anything is written
+        "table.tex": latex_table(c),
+        "summary.md": markdown_summary(c),
+        "points.csv": points_csv(c),
+        "problems.csv": problems_csv(c),
+        "comparison.json": everything_json(c, cautions=cautions(c)),
+    }
     page = build_report(
         c,
         out,
@@ -53,12 +60,5 @@ def write_bundle(
         sample_bytes=sample_bytes,
     )
     folder = page.with_name(f"{page.stem}-files")
-    texts = {
-        "table.tex": latex_table(c),
-        "summary.md": markdown_summary(c),
-        "points.csv": points_csv(c),
-        "problems.csv": problems_csv(c),
-        "comparison.json": everything_json(c, cautions=cautions(c)),
-    }
     paths = [write_whole(text, folder / name) for name, text in texts.items()]
     return [page, *paths, *save_figures(c, folder)]

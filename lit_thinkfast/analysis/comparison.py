@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from lit_thinkfast.analysis.groups import Grouping, GroupValue, group_values
 from lit_thinkfast.analysis.landmarks import Landmarks, find_landmarks
 from lit_thinkfast.analysis.pareto import Stretch, curves, winners
 from lit_thinkfast.analysis.runs import ModelRun
+from lit_thinkfast.analysis.text import shorten
 from lit_thinkfast.records import BudgetPoint, Problem, Rule
 
 
@@ -153,10 +154,11 @@ def compare_models(
 
     Raises:
         ValueError: As :func:`~lit_thinkfast.analysis.budget.measure`, the baseline is not among the runs, or a
-            price is no price.
+            price is no price; two names are the same once shortened.
     """
     if baseline is not None and baseline not in runs:
         raise ValueError(f"the baseline {baseline!r} is not among the models {', '.join(runs)}")
+    _check_names(runs)
     hourly = checked_prices(prices, runs)
     measured = measure(runs, ks=ks, rules=rules, on_step=on_step)
     if baseline is None:
@@ -194,6 +196,17 @@ def compare_models(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names that are the same where they are shortened to fit a table."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(shorten(name, 40), name)
+        if other != name:
+            raise ValueError(
+                f"the names {other!r} and {name!r} cannot be told apart once shortened; use 40 characters at most"
+            )
 
 
 def round_budgets(low: float, high: float, *, most: int = 10) -> list[float]:

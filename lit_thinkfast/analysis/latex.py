@@ -27,6 +27,8 @@ _SPELLED = {
     "~": r"\textasciitilde{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "[": "{[}",  # after \\ or \midrule it would open an argument
+    "]": "{]}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "`": r"\textasciigrave{}",
@@ -104,7 +106,7 @@ def latex_comment(text: str) -> str:
 
 def _by_code(letter: str) -> str:
     """Return a letter of Latin-1, which every T1 font has, as it is, and another by its code point."""
-    return letter if ord(letter) < 0x100 and letter.isalpha() else f"[U+{ord(letter):04X}]"
+    return letter if ord(letter) < 0x100 and letter.isalpha() else f"{{[}}U+{ord(letter):04X}{{]}}"
 
 
 def _value(cell: Cell) -> str:

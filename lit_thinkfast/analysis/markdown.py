@@ -1,7 +1,7 @@
 r"""The summary of a comparison in Markdown: headline, table, what to mind, provenance.
 
-Foreign names are escaped for readers that run HTML in Markdown as well as for those that do not: ``<`` and ``&`` become
-entities, and what Markdown would act upon gets a backslash.
+Foreign names are escaped for readers that run HTML in Markdown as well as for those that do not: ``<``, ``&`` and ``@``
+(addresses, mentions) become entities, and what Markdown would act upon gets a backslash.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def markdown_text(text: str) -> str:
     >>> markdown_text("a|b <i>*x*</i>"), markdown_text("1. first"), markdown_text("Llama-1B")
     ('a\\|b &lt;i\\>\\*x\\*&lt;/i\\>', '1\\. first', 'Llama-1B')
     """
-    line = " ".join(plain(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = " ".join(plain(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
     return _OPENING.sub(r"\1\\\2", _GRAMMAR.sub(r"\\\1", line))
 
 
