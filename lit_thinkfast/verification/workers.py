@@ -4,8 +4,9 @@ Computer algebra on model text hangs, eats memory and cannot be interrupted from
 listen to signals), so each comparison runs in a fork of a child process, under limits of memory, processor time and
 clock (see :mod:`lit_thinkfast.verification.worker`). A comparison that is killed loses nothing but itself. The child is
 a plain subprocess: it works from threads, daemonic processes and notebooks, and never imports the caller's main module.
-Children start when there are comparisons enough to share, live on, and end with the pool, with the interpreter, or when
-their parent dies. Needs a POSIX system.
+Children start when there are comparisons enough to share, live on, and end with the pool, with the interpreter, or
+within about a second of their parent's death. A pool that a process inherits by fork starts children of its own there
+and leaves its parent's alone. Needs a POSIX system.
 """
 
 from __future__ import annotations
@@ -79,11 +80,10 @@ class WorkerPool:
         self.limits = f"{cpu_seconds:g} s of processor, {wall_seconds:g} s of clock, {memory_bytes >> 20} MiB"
         self.wall_seconds = wall_seconds
         self._command = [sys.executable, "-P", _PROGRAM, str(memory_bytes), str(cpu_seconds), str(wall_seconds)]
-        self._free: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._workers = [_Worker() for _ in range(num_workers)]
-        for worker in self._workers:
-            self._free.put(worker)
-        self._finalizer = weakref.finalize(self, _stop_all, self._workers, os.getpid())
+        self._set_free()
+        self._finalizer = weakref.finalize(self, _stop_all, self._workers)
+        _pools.add(self)
 
     def compare(self, answer: str, gold: str) -> Comparison:
         """Return whether ``answer`` equals ``gold``, or how the comparison ended. Waits for a free process.
@@ -112,7 +112,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all processes and wait for them. The pool can be used again, which starts new ones."""
-        _stop_all(self._workers, os.getpid())
+        _stop_all(self._workers)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -120,19 +120,42 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _set_free(self) -> None:
+        self._free: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in self._workers:
+            self._free.put(worker)
 
-@functools.lru_cache(maxsize=1)
-def _pool_of(pid: int) -> WorkerPool:
+    def _start_afresh(self) -> None:
+        """Give up, in a forked child, what is the parent's: its processes, and a queue whose lock may be held."""
+        for worker in self._workers:
+            worker.forget()
+        self._set_free()
+
+
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_lock = threading.RLock()
+"""Held while a process starts, while the shared pool is made, and across each fork, so that none falls in between."""
+
+
+@functools.cache
+def _shared() -> WorkerPool:
     return WorkerPool()
 
 
-_pool_lock = threading.Lock()
-
-
 def shared_pool() -> WorkerPool:
-    """Return this process's pool with default limits; a forked child gets its own."""
-    with _pool_lock:
-        return _pool_of(os.getpid())
+    """Return this process's pool with default limits."""
+    with _lock:
+        return _shared()
+
+
+def _after_fork() -> None:
+    """Part from the parent's processes, before the child, which has one thread yet, runs anything else."""
+    for pool in list(_pools):
+        pool._start_afresh()
+    _lock.release()
+
+
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork)
 
 
 class _Worker:
@@ -145,14 +168,15 @@ class _Worker:
     def start(self, command: list[str]) -> None:
         self.stop()
         # a session of its own: an interrupt from the keyboard is for us, and its forks can be ended with it
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,
-        )
+        with _lock:
+            self.process = subprocess.Popen(
+                [*command, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,
+            )
         self._unread = b""
         if self._read(_START_SECONDS) != "ready":
             self.stop()
@@ -184,9 +208,14 @@ class _Worker:
             os.killpg(process.pid, signal.SIGKILL)  # it keeps nothing that could be lost
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        _close_pipes(process)
+
+    def forget(self) -> None:
+        """Let go of a process that is not ours but our parent's, and of our copies of its pipes."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.returncode = 0  # not for us to wait for
+            _close_pipes(process)
 
     def _read(self, seconds: float) -> str | None:
         """Return the next reply, or ``None`` if none comes in time or the process ends."""
@@ -206,7 +235,12 @@ class _Worker:
         return line.decode()
 
 
-def _stop_all(workers: list[_Worker], owner: int) -> None:
-    if os.getpid() == owner:  # a forked child must not end the processes of its parent
-        for worker in workers:
-            worker.stop()
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _stop_all(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.stop()

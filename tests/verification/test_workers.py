@@ -1,6 +1,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -8,8 +9,9 @@ import time
 
 import pytest
 
+from lit_thinkfast.verification import workers
 from lit_thinkfast.verification.answers import equivalent
-from lit_thinkfast.verification.worker import FIRST_STATUS, OUTCOMES, outcome_of, run
+from lit_thinkfast.verification.worker import FIRST_STATUS, OUTCOMES, PARENT_SECONDS, outcome_of, run
 from lit_thinkfast.verification.workers import WorkerPool, available_cores, shared_pool
 
 HANG = (r"(x+y+z)^{999}", r"x+\sin x")
@@ -46,6 +48,17 @@ def soon(condition, seconds=10.0):
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
+
+
+def fork(act):
+    """Return the id of a fork that does ``act`` in a thread; it exits with 0 if the outcome is true, and never hangs."""
+    if (pid := os.fork()) == 0:
+        done = []
+        thread = threading.Thread(target=lambda: done.append(act()), daemon=True)
+        thread.start()
+        thread.join(30)
+        os._exit(0 if done == [True] else 1)
+    return pid
 
 
 def test_computer_algebra_decides_what_rules_cannot():
@@ -131,6 +144,107 @@ def test_processes_end_with_their_parent(end):
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert soon(lambda: not alive(int(ran.stdout)))
+
+
+def test_a_process_outlives_the_thread_that_started_it_and_no_parent():
+    with WorkerPool(num_workers=1) as pool:
+        thread = threading.Thread(target=lambda: pool.compare("1+x", "x+1"))
+        thread.start()
+        thread.join()
+        (pid,) = running(pool)
+        time.sleep(PARENT_SECONDS + 0.2)
+        assert pool.compare("1+x", "x+1") == "correct"
+        assert running(pool) == [pid]
+        process = pool._workers[0].process
+        assert not any(os.get_inheritable(pipe.fileno()) for pipe in (process.stdin, process.stdout))
+    script = """if True:
+        import os, signal, time
+        from lit_thinkfast.verification.workers import shared_pool
+        assert shared_pool().compare("1+x", "x+1") == "correct"
+        process = next(worker.process for worker in shared_pool()._workers if worker.process)
+        os.dup(process.stdin.fileno())
+        if (sibling := os.fork()) == 0:  # has the pipe open, so the process never sees its end
+            os.close(1)
+            os.close(2)
+            time.sleep(60)
+            os._exit(0)
+        print(process.pid, sibling, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    pid, sibling = map(int, ran.stdout.split())
+    try:
+        assert soon(lambda: not alive(pid))
+        assert alive(sibling)
+    finally:
+        os.kill(sibling, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_fork_has_processes_of_its_own(pool, busy):
+    assert pool.compare("1+x", "x+1") == "correct"
+    before, found = running(pool), []
+    thread = threading.Thread(target=lambda: found.append(pool.compare(*(HANG if busy else ("1+x", "x+1")))))
+    thread.start()
+    if busy:
+        assert soon(lambda: children(before[0]))  # the only worker is out of the queue that the forks inherit
+    else:
+        thread.join()
+
+    def graded(constant, outcome):
+        pairs = [(rf"\sin({n}x)+{constant}", rf"1+\sin({n}x)") for n in range(2, 22)]
+        assert pool.compare_all(pairs) == [outcome] * len(pairs)
+        assert not set(running(pool)) & set(before)
+        pool.close()
+        return True
+
+    forks = [fork(lambda: graded(1, "correct")), fork(lambda: graded(2, "incorrect"))]
+    assert [os.waitpid(pid, 0)[1] for pid in forks] == [0, 0]
+    thread.join()
+    assert found == ["timeout" if busy else "correct"]
+    assert pool.compare("1+x", "x+1") == "correct"
+    assert running(pool) == before  # closing the pool in the forks was not for these
+
+
+def test_a_fork_waits_until_no_process_is_half_started():
+    held = threading.Event()
+
+    def hold():
+        with workers._lock:
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    start = time.monotonic()
+    pid = fork(lambda: shared_pool() is shared_pool())
+    assert time.monotonic() - start > 0.2
+    assert os.waitpid(pid, 0)[1] == 0
+    thread.join()
+
+
+def test_what_a_fork_may_not_do(tmp_path):
+    class Algebra:
+        def parse(self, *_, **__):
+            os.closerange(3, 256)
+            with pytest.raises(OSError, match="too large"), open(tmp_path / "written", "w") as file:
+                file.write("x")
+            with pytest.raises(OSError, match="Too many open files"):
+                keep.extend(socket.socket() for _ in range(256))
+            keep.clear()
+            if os.getuid():  # root is exempt
+                with pytest.raises(BlockingIOError):
+                    os.fork()
+            raise MemoryError
+
+    keep = []
+    assert os.waitpid(fork(lambda: run(Algebra(), '{"answer": "1", "gold": "2"}', 5.0, 5.0) == "oom"), 0)[1] == 0
+    with WorkerPool(num_workers=1) as pool:
+        pool.compare("1+x", "x+1")
+        (pid,) = running(pool)
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        with open(f"/proc/{pid}/status") as status:
+            assert "NoNewPrivs:\t1\n" in status.readlines()
 
 
 def test_limits():
