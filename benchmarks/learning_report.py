@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_thinkfast.analysis.budget import interval, resample_weights, weighted_means
+from lit_thinkfast.metrics.statistics import interval, resample_weights, weighted_means
 
 COLUMNS = (
     "",
