@@ -17,7 +17,7 @@ import re
 
 from lit_thinkfast.verification.extraction import extract_answer
 from lit_thinkfast.verification.forms import form
-from lit_thinkfast.verification.notation import MAX_ANSWER, MAX_DIGITS, Percent, number, tidy
+from lit_thinkfast.verification.notation import MAX_ANSWER, MAX_DIGITS, Percent, number, plain_number, qualified, tidy
 from lit_thinkfast.verification.readings import SCALARS, Reading, read
 from lit_thinkfast.verification.terms import without_symbols
 
@@ -31,7 +31,7 @@ _TOWER = re.compile(
     r"|[0-9]\s*\^\s*[{(]?\s*\\left\s*\("
 )
 _CODE = re.compile(r"""["`@#?]|__|[a-z]\('|\\(?:input|write|def|csname)(?![a-zA-Z])""")
-_DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
+_DECIMAL_COMMA = re.compile(r"-?[0-9]+, ?[0-9]+")
 
 
 def canonical(answer: str, *, percent: Percent = "fraction") -> str:
@@ -67,6 +67,10 @@ def decide(answer: str, gold: str) -> bool | None:
         return True
     if _is_percent(answer) != _is_percent(gold) and read(answer, "number").text == read(gold, "number").text:
         return True
+    if left.parts == right.parts and {left.kind, right.kind} in ({"values", ","}, {"values", "(,)"}):
+        return True
+    if "qualified" in (left.kind, right.kind):
+        return _compare_words(left.text, right.text)
     return False if _differ(left, right) else None
 
 
@@ -125,19 +129,50 @@ def _differ(left: Reading, right: Reading) -> bool:
     if left.kind == right.kind == "word":
         # the segments AB and BA are one
         return len(left.text) > 3 or sorted(left.text) != sorted(right.text)
+    if kinds == {"values"}:
+        # under other names the same values may be meant
+        return _names(left) == _names(right) or sorted(left.parts) != sorted(right.parts)
     if left.kind == right.kind:
         # other symbols may be other names for the same
         return left.symbols == right.symbols
     if kinds == {"number", "expression"}:
-        # a symbol may be a unit
+        # a symbol may be a unit, but k is a thousand
+        if left.symbols | right.symbols == {"k"}:
+            return True
         one, other = (form(answer.text) for answer in (left, right))
         return one is None or other is None or without_symbols(one.terms) != without_symbols(other.terms)
+    if "numeral" in kinds:
+        # who leaves the base off may mean the same
+        return kinds != {"numeral", "number"} or left.text.partition("_")[0] != right.text.partition("_")[0]
     if "word" in kinds:
         # xy may be a product
         return "expression" not in kinds or max(len(a.text) for a in (left, right) if a.kind == "word") > 3
+    if "values" in kinds and kinds & {",", "(,)"}:
+        return True
+    if "\\{,\\}" in kinds and kinds & {"(,)", "(,]", "[,)", "[,]"}:
+        # an order is stated in one alone; but (5) and {5} may be 5
+        return min(left.size, right.size) > 1
     many, single = (left, right) if right.kind in SCALARS else (right, left)
     # what is a scalar to one notation is one to all, but (5) and {5} may be 5, and 3,14 a decimal
     return single.kind in SCALARS and many.size > 1 and not _DECIMAL_COMMA.fullmatch(many.text)
+
+
+def _compare_words(left: str, right: str) -> bool | None:
+    """Compare two texts of which one at least is a number with words that are no unit."""
+    one, other = qualified(left), qualified(right)
+    if one is not None and other is not None:
+        if one.words == other.words:
+            return False if one.value != other.value else None
+        # other words for another value may come to the same: two halves, four quarters
+        return False if one.value == other.value else None
+    words, bare = (one, plain_number(right)) if one is not None else (other, plain_number(left))
+    if words is None or words.value != bare:
+        return None
+    return False if words.changed else True if words.optional else None
+
+
+def _names(values: Reading) -> list[str]:
+    return [one.partition("=")[0] for one in values.text.split(",")]
 
 
 def _is_percent(answer: str) -> bool:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from lit_thinkfast.verification.notation import MAX_ANSWER, number, tidy
+from lit_thinkfast.verification.readings import read
 
 MAX_TEXT = 65_536
 """Characters of a completion that are searched, counted from its end: the answer comes last."""
@@ -24,7 +25,28 @@ Finder = Callable[[str, bool], str | None]
 """``finder(text, cut)`` returns the answer as written, ``None`` if none is stated in its way, or an empty text if one
 is stated that is of no use, after which no other finder is asked. ``cut`` says that the token budget ended the text."""
 
-_AFTER_ANSWER = re.compile(r"answer\s{0,8}(?:is|are|:|=)[\s:]{0,8}", re.IGNORECASE)
+_AFTER_ANSWER = re.compile(
+    r"answers?[*_]{0,3}\s{0,8}(?:(?:is|are)(?![a-z'\u2019])|[:=])[*_]{0,3}[\s:]{0,8}"
+    # or a heading, alone on its line
+    r"|^[ \t]{0,3}(?:#{1,6}[ \t]{0,4}[*_]{0,3}|[*_]{2,3})(?:the )?(?:final )?answers?:?[*_]{0,3}:?[ \t]{0,4}"
+    r"\n\s{0,8}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BULLET = re.compile(r"[-*\u2022]\s{1,4}")
+_LETTER = re.compile(r"[*$]{0,3}(?:\\text(?:bf)?\{)?(\(?[A-J]\))[.:*$}]{0,4}(?=\s)(?!\s{1,4}(?:and|or)\s)")
+_FORMULA = r"\$(?![0-9])(?:[^$\\]|\\.)+\$"
+_JOINT = r"\s{0,4}(?:,\s{0,4}(?:and|or)?|and|or)\s{0,4}"
+_JOINED = re.compile(_JOINT)
+_FORMULAS = re.compile(
+    rf"{_FORMULA}(?:{_JOINT}(?:\$(?:[^$\\]|\\.)+\$|[+-]?[0-9][0-9./]{{0,40}}(?<!\.)(?![0-9]))){{0,16}}", re.DOTALL
+)
+_REASON = re.compile(r",?\s{1,4}(?:since|because)\b|,\s{1,4}(?:as|so|which|where|not|but)\b")
+_NO_ANSWER = re.compile(
+    r"(?:in|un)?(?:correct|right|wrong|clear|valid|reasonable|helpful|verified|confirmed|consistent|known|unique)\b|not\b"
+    r"|(?:as )?(?:follows|above|below)\b",
+    re.IGNORECASE,
+)
+_CANDIDATES = 8
 _LAST_NUMBER = re.compile(r"(?<![0-9a-zA-Z.])[+-]?\$?[0-9][0-9,]{0,80}(?:\.[0-9]{1,64})?(?:/[0-9]{1,64})?\\?%?")
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|\.?\s+I hope")
 
@@ -59,28 +81,27 @@ def hashes(text: str, cut: bool = False) -> str | None:
     mark = text.rfind("####")
     if mark < 0:
         return None
-    line, end, _ = text[mark + 4 : mark + 5 + MAX_ANSWER].partition("\n")
-    # in a heading, such as "#### 2 Apply the formula", words follow the number and an answer comes later
-    heading = re.search("[a-zA-Z]{2}", line) and _last_match(_AFTER_ANSWER, text[mark:])
-    if number(line) is None or heading:
+    after = text[mark + 4 :]
+    line, end, _ = after[: MAX_ANSWER + 1].partition("\n")
+    if number(line) is None or boxed(after) or _is_heading(line, after[len(line) :]):
         return None
     return "" if cut and not end else line
 
 
 def answer_is(text: str, cut: bool = False) -> str | None:
-    """Find what follows the last "answer is", "answers are" or "answer:": a formula, or the rest of the sentence."""
-    found = _last_match(_AFTER_ANSWER, text)
-    if found is None:
-        return None
-    text = text[found.end() : found.end() + MAX_ANSWER + 1]
-    if text.startswith("$") and not text[1:2].isdigit():
-        closing = text.find("$", 2)
-        if closing > 0:
-            return text[: closing + 1]
-    end = _SENTENCE_END.search(text)
-    if cut and (end is None or not text[end.end() :].strip()) and "\n" not in text:
-        return ""
-    return text[: end.start()] if end else text
+    """Find what follows the last "answer is", "answers are", "answer:" or heading "Answer": a formula, or a sentence.
+
+    Prose is passed over ("this answer is correct") if one of the statements before it has more to say.
+    """
+    places = [found.end() for found in deque(_AFTER_ANSWER.finditer(text), maxlen=_CANDIDATES)]
+    last = None
+    for place in reversed(places):
+        stated, open_end = _stated(text[place : place + MAX_ANSWER + 1], "\n" in text[max(0, place - 9) : place])
+        found = "" if cut and open_end else stated
+        if not _is_prose(stated):
+            return found
+        last = found if last is None else last
+    return last
 
 
 def final_number(text: str, cut: bool = False) -> str | None:
@@ -139,6 +160,43 @@ def extract_answer(
         if found is not None:
             return _shown(found)
     return None
+
+
+def _is_heading(line: str, rest: str) -> bool:
+    """Say whether ``2 Add both`` after ``####`` numbers a step: words follow, and the lines below hold the answer."""
+    words = re.search("[a-zA-Z]{2}", line)
+    if words is None:
+        return False
+    if _last_match(_AFTER_ANSWER, rest):
+        return True
+    # "12 apples" has a unit, and what follows may be the next question of a model that runs on
+    return words[0][0].isupper() and re.search("[0-9]", rest) is not None
+
+
+def _stated(text: str, new_line: bool) -> tuple[str, bool]:
+    """Return the answer at the start of a text, and whether more of it may follow the text's end."""
+    if new_line and (bullet := _BULLET.match(text)):
+        text = text[bullet.end() :]
+    if letter := _LETTER.match(text):
+        return (letter[1] if letter[1].startswith("(") else letter[1][0]), False
+    if formulas := _FORMULAS.match(text):
+        rest = text[formulas.end() :]
+        return formulas[0], _JOINED.match(rest) is not None and _SENTENCE_END.search(rest) is None
+    end = _SENTENCE_END.search(text)
+    open_end = (end is None or not text[end.end() :].strip()) and "\n" not in text
+    text = text[: end.start()] if end else text
+    reason = _REASON.search(text)
+    return text[: reason.start()] if reason else text, open_end
+
+
+def _is_prose(stated: str) -> bool:
+    """Say whether a statement holds no answer: words of judgement, or many words without a formula or a digit."""
+    stated = stated.strip(" *_.!?\n")
+    if not stated or _NO_ANSWER.match(stated):
+        return True
+    if re.search(r"[0-9$\\]", stated):
+        return False
+    return len(stated.split()) > 3 or read(stated, "fraction").symbols is None
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

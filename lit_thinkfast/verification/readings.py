@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lit_thinkfast.verification.forms import equation, form
-from lit_thinkfast.verification.notation import Percent, plain_number, tidy, without_name
+from lit_thinkfast.verification.notation import Percent, named, plain_number, qualified, tidy
 
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' -])+")
 _SPOKEN = re.compile(r"[^\W\d_](?:[^\W\d_]|[' ])+")
@@ -24,7 +24,14 @@ _JOINED = re.compile(r"(?:\s{0,4},)?\s{1,8}(?:and|or)\s{1,8}")
 _COMPARISON = re.compile(r"(\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt)(?![a-zA-Z])|<=|>=|<|>)")
 _VARIABLE = re.compile(r"[a-zA-Z]|\\(?:theta|alpha|beta|lambda|mu)")
 _MATRIX = re.compile(r"\\begin\s?\{([pb]?matrix)\}(.*)\\end\s?\{\1\}")
-_SPACE = re.compile(r"(\\[a-zA-Z]{1,32})\s+(?=[a-zA-Z])|\s+")
+_SPACE = re.compile(r"(?P<command>\\[a-zA-Z]{1,32})\s+(?=[a-zA-Z])|(?P<digits>(?<=[0-9.])\s+(?=[0-9.]))|\s+")
+_NUMERAL = re.compile(
+    r"([0-9][0-9A-Z]{0,63}|[A-F]{1,16}[0-9][0-9A-F]{0,46})(?:_\{?\s{0,4}|\s{0,4}\(?\s{0,4}base\s{1,4})([0-9]{1,2}|[a-z]{1,9})"
+    r"\s{0,4}[)}]?"
+)
+_GROUPED = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16}
 
 _OPEN, _CLOSE = "([{", ")]}"
 _MAX_PARTS = 64
@@ -41,18 +48,27 @@ class Reading:
         kind: Its shape; two exact answers of one kind with different texts are different answers.
         symbols: The free symbols of an exact answer; ``None`` if it was not understood to the last.
         size: How many scalars it is made of.
+        parts: Of a collection: its values, of named ones in the order of their names, of others as written.
     """
 
     text: str
     kind: str
     symbols: frozenset[str] | None = None
     size: int = 1
+    parts: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=1 << 15)
 def read(answer: str, percent: Percent) -> Reading:
     """Read a final answer of at most :data:`~lit_thinkfast.verification.notation.MAX_ANSWER` characters."""
-    return _whole(tidy(answer), percent)
+    made = _whole(tidy(answer), percent)
+    for _ in range(4):
+        # text that was evened out may be read once more, as when a space is gone; an exact form reads as itself
+        again = made if made.symbols is not None else _whole(tidy(made.text), percent)
+        if again.text == made.text or again.symbols is not None:
+            break
+        made = again
+    return made
 
 
 def _whole(text: str, percent: Percent) -> Reading:
@@ -60,7 +76,7 @@ def _whole(text: str, percent: Percent) -> Reading:
     if not text:
         return Reading("", "text")
     text = _MEMBER.sub("", text)
-    for reader in (_choice, _interval, _equation):
+    for reader in (_choice, _numeral, _interval, _equation):
         if (found := reader(text)) is not None:
             return found
     return _part(text, percent, 0)
@@ -70,6 +86,15 @@ def _choice(text: str) -> Reading | None:
     """Read the letter of a choice in brackets."""
     found = _CHOICE.fullmatch(text)
     return None if found is None else Reading(found[1], "expression", frozenset(found[1]))
+
+
+def _numeral(text: str) -> Reading | None:
+    """Read ``52_8`` or ``52 (base 8)``, digits in a base that has them. A numeral is its digits, not its value."""
+    found = _NUMERAL.fullmatch(text)
+    base = 0 if found is None else _BASES.get(found[2]) or (int(found[2]) if found[2].isdigit() else 0)
+    if found is None or not all(int(digit, 36) < base for digit in found[1]):
+        return None
+    return Reading(f"{found[1]}_{base}", "numeral", frozenset())
 
 
 def _interval(text: str) -> Reading | None:
@@ -102,7 +127,10 @@ def _equation(text: str) -> Reading | None:
     if sides[0] is None or sides[1] is None:
         return None
     written = equation(sides[0], sides[1])
-    return None if written is None else Reading(written, "equation")
+    if written is None:
+        return None
+    name, value = named(written)  # 3x = 0
+    return _part(value, "fraction", 1) if name else Reading(written, "equation")
 
 
 def _part(text: str, percent: Percent, depth: int) -> Reading:
@@ -126,10 +154,12 @@ def _part(text: str, percent: Percent, depth: int) -> Reading:
         for reader in (_matrix, _union, _collection, _either):
             if (made := reader(text, lambda part: _part(part, percent, depth + 1))) is not None:
                 return made
-    return (
-        _word(text)
-        if _WORDS.fullmatch(text)
-        else Reading(_SPACE.sub(lambda found: f"{found[1]} " if found[1] else "", text), "text")
+    if _WORDS.fullmatch(text):
+        return _word(text)
+    if qualified(text) is not None:
+        return Reading(" ".join(text.lower().split()), "qualified")
+    return Reading(
+        _SPACE.sub(lambda m: f"{m['command']} " if m["command"] else " " if m["digits"] else "", text), "text"
     )
 
 
@@ -154,6 +184,8 @@ def _union(text: str, read: _Reader) -> Reading | None:
     if not 1 < len(pieces) <= _MAX_PARTS:
         return None
     sets = sorted({piece.text: piece for piece in (read(p.strip()) for p in pieces)}.values(), key=lambda one: one.text)
+    if any(one.kind == "text" for one in sets):
+        return None
     # overlapping intervals may be written in many ways, so a union is never exact
     return Reading("\\cup".join(one.text for one in sets), "union")
 
@@ -165,17 +197,33 @@ def _collection(text: str, read: _Reader) -> Reading | None:
         body, opening, closing = text[2:-2], "\\{", "\\}"
     elif text[:1] in ("(", "[") and text[-1:] in (")", "]") and len(text) > 1:
         body, opening, closing = text[1:-1], text[0], text[-1]
-    if opening in ("", "\\{"):
+    ordered = opening not in ("", "\\{")
+    if not ordered:
         body = _JOINED.sub(",", body)
-    pieces = [without_name(part.strip()) for part in _split(body)]
-    if opening in ("", "\\{"):
-        pieces = [sign for part in pieces for sign in _both_signs(part)]
-    if not (len(pieces) > 1 or opening == "\\{") or len(pieces) > _MAX_PARTS or not all(pieces):
+    pieces = [named(part.strip()) for part in _split(body)]
+    names = [name for name, _ in pieces]
+    if not ordered and len(pieces) > 1 and all(names) and len(set(names)) == len(names):
+        return _values(sorted(pieces), read)
+    values = [value for _, part in pieces for value in ([part] if ordered else _both_signs(part))]
+    if not (len(values) > 1 or opening == "\\{") or len(values) > _MAX_PARTS or not all(values):
         return None
-    parts = [read(piece) for piece in pieces]
+    if len({*names} - {""}) > 1 and not ordered:
+        return None  # x = 1, y = 2, x = 3
+    parts = [read(value) for value in values]
     if not opening and _JOINED.search(text) and any(part.kind not in SCALARS for part in parts):
         return None  # 5 and a half
     return _group(parts, opening, closing)
+
+
+def _values(pieces: list[tuple[str, str]], read: _Reader) -> Reading | None:
+    """Read values with a name each: ``x = 1, y = 2`` is not ``x = 2, y = 1``."""
+    if len(pieces) > _MAX_PARTS or not all(value for _, value in pieces):
+        return None
+    parts = [read(value) for _, value in pieces]
+    if any("," in part.text or "=" in part.text for part in parts):
+        return None
+    written = ",".join(f"{name}={part.text}" for (name, _), part in zip(pieces, parts, strict=True))
+    return Reading(written, "values", _symbols(parts), len(parts), tuple(part.text for part in parts))
 
 
 def _either(text: str, read: _Reader) -> Reading | None:
@@ -186,9 +234,13 @@ def _either(text: str, read: _Reader) -> Reading | None:
 
 def _group(parts: list[Reading], opening: str, closing: str) -> Reading:
     texts = [part.text for part in parts]
+    written = tuple(texts)
     if opening in ("", "\\{"):
         texts = sorted(set(texts) if opening else texts)
-    return Reading(opening + ",".join(texts) + closing, opening + "," + closing, _symbols(parts), len(texts))
+    inside = ",".join(texts)
+    if not opening and _GROUPED.search(inside):
+        inside = ", ".join(texts)  # 1 and 200 are not 1,200
+    return Reading(opening + inside + closing, opening + "," + closing, _symbols(parts), len(texts), written)
 
 
 def _symbols(parts: list[Reading]) -> frozenset[str] | None:

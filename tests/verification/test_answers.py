@@ -65,19 +65,29 @@ SAME = [
     (r"\{1,2\}", r"\{ 2, 1 \}", r"\left\{1.0,2\right\}"),
     ("1,2", "2, 1"),
     ("evelyn", r"\text{Evelyn}", "Evelyn", "**Evelyn**", "evelyn."),
-    ("B", "(B)", r"\text{B}", r"\text{(B)}", r"\textbf{(B)}"),
+    ("B", "B.**", "(B)", r"\text{B}", r"\text{(B)}", r"\textbf{(B)}"),
     (r"x^2+\sqrt{2}", r"x^{2} + \sqrt2", r"$ x^2 + \sqrt{2} $", r"\sqrt{2}+x\cdot x"),
     (r"\sqrt{3}/3", r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}", r"\sqrt{3}/3", r"\sqrt{\frac{1}{3}}"),
     (r"1+\sqrt{2},1-\sqrt{2}", r"1 \pm \sqrt{2}", r"1 - \sqrt2, 1 + \sqrt2", r"1+\sqrt{2} \text{ or } 1-\sqrt{2}"),
     (r"\{-2,1+\sqrt{5},1-\sqrt{5}\}", r"\{1\pm\sqrt{5},-2\}"),
-    ("1,2,3", "1, 2, and 3", r"3, 2 \text{ and } 1", "a = 1, b = 2, c = 3"),
+    ("1,2,3", "1, 2, and 3", r"3, 2 \text{ and } 1", "x = 1, x = 2, x = 3", "x = 1, 2, 3"),
+    ("a=1,b=2,c=3", "a = 1, b = 2, c = 3", "b=2, a=1, c=3", "$c=3$, $a=1$ and $b=2$", "1 = a, 2 = b, 3 = c"),
+    ("1,2", "$x=1$ or $x=2$", r"x = 2 \text{ or } x = 1", "$2$, $1$"),
+    ("3", "x = a = b = 3"),
+    ("0", "1000y = 0"),
+    ("0, 100", "100 and 0", "$0$, $100$"),
+    (r"\ln x", r"y = \ln x = z"),
+    ("5000000", "5 million", r"\$5\text{ million}", "5 million dollars", "0.5 hundred thousand hundreds"),
+    ("144", r"12\text{ dozen}", "12 dozen eggs"),
+    ("10 am", r"10\text{ a.m.}", "10 AM", r"10\text{ am}"),
+    ("1010_2", r"1010\text{ (base 2)}", "1010_{2}", "1010 base two", r"1010_{\text{two}}"),
     (r"(-\infty,0]", r"(-\infty, 0]", r"x \le 0", r"0 \geq x", r"x \in (-\infty,0]", "t <= 0"),
     ("(1,2]", r"1 < x \le 2", r"2 \ge x > 1"),
     (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty,2)", "(-\u221e, 2) \u222a (3, +\u221e)"),
     (r"\begin{pmatrix}1/2&0\\0&-1\end{pmatrix}", r"\begin{bmatrix} 0.5 & 0 \\ 0 & -1 \\ \end{bmatrix}"),
     ("2*x-y+3=0", "2x + 3 - y = 0", "y - 2x = 3", r"x + \frac{3}{2} = \frac{y}{2}"),
     ("2*x+3", "y = 2x + 3", "f(x) = 3 + 2x", "2x+3 = y"),
-    ("52_8", "52_{8}"),
+    ("52_8", "52_{8}", "52 (base 8)"),
     ("-i+2", "2 - i", r"-i + 2", r"\frac{5}{2+i}"),
     ("11111111100", r"11,\! 111,\! 111,\! 100", "11,111,111,100"),
     ("(12,102)", "(12, 102)"),
@@ -154,9 +164,19 @@ def test_a_number_votes_the_same_with_and_without_its_unit(form, plain):
     "answer",
     [
         *("5x", "5 x", "5 xy", "5 abc", "5 AB", "5i", "5 i", r"5 \pi", "5 pi", r"5 \sqrt{2}", "5 sqrt", r"5 \sin x"),
-        *("5 sin", "5 mod 7", "5 mod seven", "5 squared", "5 million", "5 hundred dollars", "5 dozen eggs", "5 halves"),
+        *("5 sin", "5 mod 7", "5 mod seven", "5 squared", "5 million-dollar houses", "5 hundredths", "5 halves"),
         *("5 and a half", "5 hours and 30 minutes", "5 or more", "5 one-half cups", "5 am", "5 pm today"),
-        *("5 base seven", "5. Add the rest"),
+        *(
+            "5 base seven",
+            "5. Add the rest",
+            "5 is incorrect",
+            "5 repeating",
+            r"5\text{ am}",
+            r"5\text{ pi}",
+            r"5\text{ k}",
+        ),
+        *(r"5\text{ squared}", r"5\text{ and a half}", r"5\text{ mod 7}", r"5\text{ (base 6)}", r"5\text{ p.m.}"),
+        *(r"5\text{ feet 3}", r"5\text{ inches by }3\text{ inches}"),
     ],
 )
 def test_words_that_may_change_a_number_stay(answer):
@@ -326,8 +346,78 @@ def test_exact_answers_of_one_kind_differ_without_computer_algebra():
         assert decide(one, other) is None, (one, other)
 
 
+PAIRS = [  # never equal, without computer algebra
+    (r"10\text{ am}", r"10\text{ pm}"),
+    (r"10\text{ a.m.}", r"10\text{ p.m.}"),
+    ("10 in the morning", "10 in the evening"),
+    ("10:30 am", "10:30 pm"),
+    (r"12\text{ dozen}", "12"),
+    (r"2\text{ pi}", "2"),
+    (r"5\text{ squared}", "5"),
+    (r"3\text{ and a half}", "3"),
+    (r"5\text{ mod 7}", r"5\text{ mod 3}"),
+    (r"1010\text{ (base 2)}", r"1010\text{ (base 3)}"),
+    (r"3\text{ k}", "3"),
+    ("5 north", "5 south"),
+    ("5 steps left", "5 steps right"),
+    (r"90^\circ\text{ clockwise}", r"90^\circ\text{ counterclockwise}"),
+    ("5 loss", "5 profit"),
+    ("5 is incorrect", "5"),
+    ("5 is not right", "5"),
+    ("0.3 repeating", "3/10"),
+    ("x=6,y=5", "x=5,y=6"),
+    ("a=1, b=2", "b=1, a=2"),
+    ("x=2, y=1", "1, 2"),
+    ("x=2, y=1", "(1, 2)"),
+    ("x=1, y=2", "a=1, b=3"),
+    ("1010_3", "1010_2"),
+    ("52_{8}", "52_{9}"),
+    ("52_8", "42"),
+    ("52_8", "x"),
+    (r"\$5\text{ million}", "5"),
+    ("5 million", "5 billion"),
+    ("(2,1)", r"\{1,2\}"),
+    ("[1,2]", r"\{1,2\}"),
+    (r"12\text{ inches by }5\text{ inches}", "12"),
+    ("5 feet 3 inches", "5 feet 4 inches"),
+    ("5 hours and 30 minutes", "5"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_what_looks_alike_and_differs(one, other):
+    assert decide(one, other) is decide(other, one) is False
+    assert canonical(one) != canonical(other)
+
+
+def test_notations_of_different_expressions_have_different_forms():
+    for one, other in (
+        (r"\log_2 35", r"\log_{23} 5"),
+        (r"\log_2 35", r"\log_{235}"),
+        (r"\sin^2 3x", r"\sin^{23} x"),
+        (r"\log_{2} 8x", r"\log_{28} x"),
+        (r"e^{2} 3\ln x", r"e^{23}\ln x"),
+        (r"e^{2}3\ln x", r"e^{23}\ln x"),
+        ("x^{2}3", "x^{23}"),
+        (r"\sin 1 .5", r"\sin 1.5"),
+    ):
+        assert canonical(one) != canonical(other)
+        assert decide(one, other) is not True
+        assert canonical(canonical(one)) == canonical(one)
+
+
+def test_what_may_be_left_out():
+    for one, other in (
+        *(("x=1, y=2", "(1,2)"), ("y=2, x=1", "(1,2)"), ("x=1, y=2", "1, 2"), ("5 steps north", "5")),
+        *(("5 dollars profit", "5"), ("5 apples are left", "5"), ("5 apples left over", "5"), ("5 slices left", "5")),
+    ):
+        assert decide(one, other) is decide(other, one) is True
+    for one, other in (("52_8", "52"), ("3 quarters", "3"), ("5 more apples", "5"), ("x=1, y=2", "a=2, b=1")):
+        assert decide(one, other) is decide(other, one) is None
+
+
 PIECES = st.sampled_from([*"0123456789.,%()[]{}+-*/^_=<> xyABi", r"\frac", r"\sqrt", r"\pi", r"\{", r"\}", r"\text{", r"\cup ",
-                          r"\infty", r"\pm ", " and ", r"\%", "cm", r"\\", "&", r"\begin{pmatrix}", r"\end{pmatrix}"])  # fmt: skip
+                          r"\infty", r"\pm ", " and ", r"\%", "cm", r"\\", "&", "$", "x=", "y = ", " am", r"\text{ million}", r"\ln ", "_2", "(base 8)", r"\begin{pmatrix}", r"\end{pmatrix}"])  # fmt: skip
 TEXTS = st.one_of(
     st.lists(PIECES, max_size=12).map("".join),
     st.sampled_from([text for same in SAME for text in same]),

@@ -88,6 +88,30 @@ def test_verdicts(verifier):
     assert one_by_one == verdicts
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "outcome"),
+    [
+        (r"\boxed{a=1, b=2}", "a=2, b=1", "incorrect"),
+        (r"\boxed{a=1, b=2}", "b=2, a=1", "correct"),
+        (r"\boxed{1010_3}", "1010_2", "incorrect"),
+        (r"\boxed{52_{8}}", "52_{9}", "incorrect"),
+        (r"\boxed{\$5\text{ million}}", "5", "incorrect"),
+        (r"\boxed{5\text{ million}}", r"5\text{ billion}", "incorrect"),
+        (r"\boxed{5\text{ million}}", "5000000", "correct"),
+        (r"\boxed{(2,1)}", r"\{1,2\}", "incorrect"),
+        (r"\boxed{12\text{ inches by }5\text{ inches}}", "12", "incorrect"),
+        (r"\boxed{3\text{ k}}", "3", "incorrect"),
+        (r"\boxed{\log_2 35}", r"\log_{23} 5", "incorrect"),
+        ("The answer is $x=1$ or $x=2$.", "1,2", "correct"),
+        ("The answer is 12, since 3*4 = 12.", "12", "correct"),
+        ("The correct answer is (B) 12.", "B", "correct"),
+        ("**Final Answer**\n\n42", "42", "correct"),
+    ],
+)
+def test_verdicts_on_what_a_lenient_parser_drops(verifier, text, gold, outcome):
+    assert verifier.grade(Problem("p", "?", gold, source="math500"), completion(text)).outcome == outcome
+
+
 def test_the_grader_is_named_with_all_that_may_change_a_verdict(monkeypatch):
     names = {
         setting: MathVerifier(**dict([setting] if setting else [])).grader("gsm8k")
@@ -231,7 +255,8 @@ def test_exact_rules_agree_with_math_verify():
             decided[ours] += 1
             if ours is not None:
                 assert ours == (answer == gold or answer in same), (answer, gold)
-            if ours is False:
+            # to math-verify a pair is a set; an order stated on one side alone is a difference to us
+            if ours is False and {answer, gold} != {"(1,2)", r"\{1,2\}"}:
                 assert not math_verify.verify(read(gold), read(answer), timeout_seconds=None), (answer, gold)
     assert decided[True] > 70
     assert decided[False] > 110
