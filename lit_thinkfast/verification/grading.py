@@ -113,7 +113,8 @@ class MathVerifier(Verifier):
         if len(self._known) > 1_000_000:
             self._known.clear()
         pairs = {(a, p.answer) for a, p in zip(answers, owners, strict=True) if a is not None}
-        self._compare(sorted(pairs - self._known.keys()))
+        # not a difference of sets, which would walk through all that is known
+        self._compare(sorted(pair for pair in pairs if pair not in self._known))
         names = {source: self.grader(source) for source in {p.source for p in owners}}
         verdicts = []
         for completion, problem, answer in zip(completions, owners, answers, strict=True):
