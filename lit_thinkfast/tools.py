@@ -32,28 +32,16 @@ from lit_thinkfast.jobs import (
     run_sampling,
     sampling_job,
 )
+from lit_thinkfast.layouts import Layout
 from lit_thinkfast.terminal import progress_bar
+from lit_thinkfast.verification.detection import Judge
+from lit_thinkfast.verification.scores import Aggregation
 
 if TYPE_CHECKING:
     from lit_thinkfast.records import Problem
     from lit_thinkfast.verification import RewardModel, StepRewardModel
 
-Layout = Literal["native", "search-and-learn", "nemo-skills", "lm-eval", "openai-batch"]
 Split = Literal["train", "validation", "test"]
-Aggregation = Literal["last", "min", "product", "mean"]
-Judge = Literal[
-    "signs",
-    "head",
-    "likelihood",
-    "rlhflow-deepseek",
-    "rlhflow-mistral",
-    "math-shepherd",
-    "math-shepherd-blocks",
-    "skywork",
-    "qwen-prm",
-    "qwen-rm",
-    "classifier",
-]
 
 
 def generate(
