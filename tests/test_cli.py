@@ -302,6 +302,7 @@ def test_completions_of_another_program_are_graded_anew(cli, tmp_path):
     assert points["coverage", 1]["seconds"] is None
     assert [p.id for p in read_jsonl(Problem, out / "problems.jsonl")] == ["p/0", "p/1", "p/2"]
     assert json.loads((out / "completions.jsonl.meta.json").read_text())["taken_from"]["layout"] == "search-and-learn"
+    assert json.loads((out / "verdicts.jsonl.meta.json").read_text())["scoring_seconds"] is None, "nobody measured it"
     assert cli("report", "--runs.theirs", out, "--out", tmp_path / "r.html")[0] == 0
     timed = tmp_path / "timed"
     assert cli("evaluate", "--completions", theirs, "--out", timed, "--engine-seconds", 12)[0] == 0

@@ -23,6 +23,7 @@ from lit_thinkfast.analysis import (
 )
 from lit_thinkfast.analysis.budget import Measured
 from lit_thinkfast.analysis.cautions import cautions
+from lit_thinkfast.analysis.deadline import _credits
 from lit_thinkfast.metrics.functional import best_of_n_accuracy
 from lit_thinkfast.metrics.statistics import interval, resample_weights, weighted_means
 from lit_thinkfast.records import Completion, Verdict
@@ -325,3 +326,17 @@ def test_by_default_k_goes_as_far_as_nine_of_ten_problems(run_maker, clocked):
     assert counts[0] < counts[-1]
     assert measure({"m": cut, "whole": run_maker(problems=20)}, rules=["coverage"])["whole"].ks[-1] == counts[2]
     assert measure({"m": cut}, ks=[8], rules=["coverage"])["m"].ks == (8,)
+
+
+def test_best_of_n_ranks_by_log_odds_where_scores_are_equal():
+    """At equal samples and at a deadline alike."""
+    made = [
+        (
+            Completion("p", i, str(i), 1, 1, "stop", 1.0, 1.0, finished_seconds=i + 1.0),
+            Verdict("p", i, outcome, str(i), str(i), score=1.0, log_odds=40.0 + i),
+        )
+        for i, outcome in enumerate(["incorrect", "correct"])
+    ]
+    run = ModelRun([c for c, _ in made], [v for _, v in made])
+    assert measure({"m": run}, ks=[2])["m"].values["best_of_n"].tolist() == [[1.0]]
+    assert _credits("best_of_n", made, np.array([1, 2])).tolist() == [0.0, 1.0]
